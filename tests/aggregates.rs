@@ -1,5 +1,5 @@
-//! Aggregates (GSO) on their way into a TAP: `gate` counts what the TAP gets of them, records each of
-//! their packets, and holds them whole.
+//! Aggregates (GSO) that enter a TAP: `gate` counts the part that fits into the TAP, records each
+//! packet, and holds aggregates whole.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,16 +36,16 @@ use roamcast::net::tap_queue::TapQueues;
 use socket2::SockRef;
 use tap::Guest;
 
-/// UDP payload of each packet of an aggregate, bytes.
+/// UDP payload of each packet in an aggregate, bytes.
 const SEGMENT_BYTES: usize = 1400;
-/// Packets of an aggregate.
+/// Packets per aggregate.
 const SEGMENTS: usize = 20;
-/// Headers of a packet, bytes.
+/// Ethernet, IPv6 and UDP headers of a packet, bytes.
 const HEADERS_BYTES: usize = 62;
-/// What a TCP session carries, bytes.
+/// Payload of the TCP session, bytes.
 const BULK_BYTES: usize = 4 << 20;
 
-/// Sends one aggregate to the multicast address, each of whose packets has another payload.
+/// Sends one aggregate to the multicast address. Each packet has a different payload.
 fn send_aggregate(setup: &Bridged) -> Vec<u8> {
     let payload: Vec<u8> = (0..SEGMENTS * SEGMENT_BYTES)
         .map(|at| (at / SEGMENT_BYTES + at % 251) as u8)

@@ -1,5 +1,6 @@
-//! Attacks on what others get: of VMs and of neighbours, carried out with crafted frames on real TAPs
-//! and the kernel's own bridge, and of peers, by what they say to the program `roamcast agent`.
+//! Attacks by VMs, neighbours and peers on the service of others. VMs and neighbours send crafted
+//! frames over real TAPs and the kernel's bridge; peers send messages to the program `roamcast
+//! agent`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -75,7 +76,7 @@ use roamcast::net::snooping;
 use tap::Guest;
 use wire::Wire;
 
-/// A bridge with one guest, and a wire on the guest's NIC.
+/// Runs an attack on a bridge with one guest and a wire on the guest's NIC, without Roamcast.
 fn undefended(attack: impl FnOnce(&Namespace, &Guest, &Wire)) {
     if !privileged() {
         return;
@@ -88,7 +89,7 @@ fn undefended(attack: impl FnOnce(&Namespace, &Guest, &Wire)) {
     attack(&host, &guest, &wire);
 }
 
-/// The same with the data path on the guest's TAP.
+/// Runs an attack like [`undefended`], with the data path on the guest's TAP.
 fn with_attacker(attack: impl FnOnce(&Namespace, &Guest, &Datapath, &Wire) + Send) {
     undefended(|host, guest, wire| {
         host.run_with_bpffs(|bpffs: &Path| {
@@ -109,12 +110,13 @@ fn count(datapath: &Datapath, counter: Counter) -> u64 {
         .map_or(0, |(_, count)| *count)
 }
 
-/// What the bridge has: groups by port, and the ports of multicast routers.
+/// Returns the bridge's MDB: groups by port, and the ports of multicast routers.
 fn mdb(host: &Namespace) -> String {
     host.bridge("-d mdb show")
 }
 
-/// Sends the Report of a group, and waits until the bridge has it, and so all that was sent before.
+/// Sends the Report of a group, and waits until the bridge has processed it and everything sent
+/// before.
 fn send_last(host: &Namespace, wire: &Wire, number: usize) {
     wire.send(&report(number).bytes());
     wait_for("the last Report in the bridge", || {

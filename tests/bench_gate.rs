@@ -1,6 +1,6 @@
-//! What `gate` costs, by program test-run: nanoseconds for each frame on its way into a TAP.
+//! Cost of `gate` by program test-run: nanoseconds per frame that enters a TAP.
 //!
-//! `--report FILE` writes the numbers as JSON too.
+//! `--report FILE` also writes the numbers as JSON.
 
 #![allow(unsafe_code, reason = "the bench has a network namespace of its own")]
 #![allow(
@@ -43,22 +43,22 @@ use serde::Serialize;
 use support::Kernel;
 use wire::Wire;
 
-/// Runs of one measurement; what they hold fits in `HELD`.
+/// Runs per measurement; the frames held by all of them fit into `HELD`.
 const RUNS: u32 = 4000;
-/// Measurements, of which the median counts.
+/// Measurements per kind of frame; the median counts.
 const ROUNDS: usize = 101;
 /// UDP payload, bytes.
 const PAYLOAD_BYTES: [usize; 2] = [100, 1400];
-/// What a frame may cost where no VM moves.
+/// Limit for a frame while no VM migrates, nanoseconds.
 const BUDGET_NS: u64 = 100;
 
-/// All numbers of one bench.
+/// Results of one bench run.
 #[derive(Serialize)]
 struct Results {
     kernel: String,
     budget_ns: u64,
     costs: Vec<Cost>,
-    /// Time to read a slot full of records, microseconds: the median of the rounds.
+    /// Median time to read a full slot of records, microseconds.
     read_records_us: u64,
 }
 
@@ -68,11 +68,11 @@ struct Cost {
     mode: &'static str,
     frame: &'static str,
     payload_bytes: usize,
-    /// Median of the rounds.
+    /// Median of the rounds, nanoseconds.
     ns_per_frame: u64,
-    /// Fastest and slowest round.
+    /// Fastest and slowest round, nanoseconds.
     range_ns: [u64; 2],
-    /// Median of the same rounds by the traced programs, with a filter that matches nothing.
+    /// Median for the traced programs in the same rounds, with a filter that matches nothing.
     traced_ns_per_frame: u64,
 }
 
@@ -164,7 +164,7 @@ fn costs(payload_bytes: usize) -> Vec<Cost> {
         .collect()
 }
 
-/// Fills a slot by frames into a TAP, which nobody reads, and reads it as the agent does.
+/// Fills a slot with frames into a TAP without a reader, and reads the slot as the agent does.
 fn read_records() -> u64 {
     let host = Namespace::new("bench");
     let _tap = host.run(|| tap::open("vnet0"));
@@ -177,7 +177,7 @@ fn read_records() -> u64 {
         let sender = Wire::new(ifindex);
         let frame = Relayed::usual().native(&[7; 100]);
         for _ in 0..RECORDS_PER_SLOT {
-            // A full queue is told.
+            // `EAGAIN` of a full queue is expected.
             let _ = sender.try_send(&frame);
         }
         let mut rounds: Vec<u64> = (0..ROUNDS)
@@ -194,7 +194,7 @@ fn read_records() -> u64 {
     })
 }
 
-/// Runs the usual program and the traced one by turns.
+/// Measures the usual program and the traced one alternately.
 fn measure(
     both: &mut [Gated; 2],
     mode: &'static str,

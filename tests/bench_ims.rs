@@ -1,9 +1,9 @@
-//! What the mapping server can do: lookups and updates a second, and how long they take, with 1,
-//! 1,000 and 100,000 mappings; and how fast it refuses forged datagrams. The real program on one
-//! CPU, asked from another over loopback.
+//! Capacity of the mapping server: lookups and updates per second and their latency with 1, 1,000
+//! and 100,000 mappings, and the rate at which it refuses forged datagrams. The real program runs
+//! on one CPU; a client on another CPU asks it over loopback.
 //!
-//! `--report FILE` writes the numbers as JSON too. The CPU time is that of the server alone, so it tells
-//! of it on a busy machine also.
+//! `--report FILE` also writes the numbers as JSON. CPU times cover only the server, so they are
+//! meaningful on a busy machine.
 
 #![allow(
     clippy::panic,
@@ -32,20 +32,20 @@ use roamcast::runtime::ims::store::Store;
 use serde::Serialize;
 
 const PORT: u16 = 47413;
-/// The node that looks up.
+/// Number of the node that looks up.
 const READER: u32 = 900_000;
 const LOOKUPS: u64 = 200_000;
 const FORGED: u64 = 200_000;
-/// How long updates are sent.
+/// Time for which updates are sent.
 const UPDATES: Duration = Duration::from_secs(5);
-/// Requests on their way at once.
+/// Limit of outstanding requests.
 const WINDOW: usize = 128;
-/// Lookups a second at which their time is measured.
+/// Lookup rate per second at which the latency is measured.
 const PACE: u64 = 10_000;
 const PACED_LOOKUPS: u64 = 30_000;
-/// Datagrams of one system call.
+/// Datagrams per system call.
 const BATCH: usize = 32;
-/// A request without an answer for so long is lost.
+/// Time after which a request without an answer counts as lost.
 const LOST: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
@@ -55,27 +55,27 @@ struct Results {
     mappings: Vec<Setting>,
 }
 
-/// Numbers with one count of mappings.
+/// Results for one count of mappings.
 #[derive(Serialize)]
 struct Setting {
     mappings: u32,
-    /// From the start of the process to its first answer.
+    /// Time from the start of the process to its first answer, milliseconds.
     start_ms: f64,
     resident_kib: u64,
     lookups: Load,
-    /// At a fixed rate far below what it can do.
+    /// Load at a fixed rate far below the server's limit.
     paced_lookups: Load,
     updates: Load,
-    /// Transactions for these updates.
+    /// Store transactions for these updates.
     commits: u64,
     forged: Load,
 }
 
-/// One kind of request.
+/// Results for one kind of request.
 #[derive(Default, Serialize)]
 struct Load {
     per_second: f64,
-    /// CPU time of the server for one.
+    /// CPU time of the server per request, microseconds.
     cpu_us: f64,
     p50_us: f64,
     p99_us: f64,
@@ -178,7 +178,7 @@ fn measure(mappings: u32) -> Setting {
     }
 }
 
-/// Puts mappings into the store of a server that is not running.
+/// Writes mappings into the store of a stopped server.
 fn fill(files: &Files, mappings: u32) {
     let store = Store::open(&files.path("store/ims.redb")).unwrap();
     let writes: Vec<Write> = (0..mappings)
@@ -197,7 +197,7 @@ fn fill(files: &Files, mappings: u32) {
     store.write(&writes).unwrap();
 }
 
-/// CPUs that this process may use.
+/// Returns the CPUs that this process may use.
 fn cpus() -> Vec<usize> {
     let all = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
     (0..CpuSet::count())
@@ -223,7 +223,7 @@ fn resident(server: &Server) -> u64 {
         .unwrap()
 }
 
-/// CPU time that all threads of the server have had.
+/// Returns the CPU time of all threads of the server.
 fn cpu_time(server: &Server) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.0.id())).unwrap();
     let nanoseconds = tasks.map(|task| {
@@ -238,7 +238,7 @@ fn commits(files: &Files) -> u64 {
     status["counters"]["commits"].as_u64().unwrap_or_default()
 }
 
-/// Sends requests and counts answers.
+/// Client that sends requests and counts answers.
 struct Client {
     socket: UdpSocket,
     reader: Key,
@@ -272,7 +272,7 @@ impl Client {
         let mut buffer = [0; 2048];
         loop {
             let request = self.lookup(0);
-            // Refused while nobody listens.
+            // The send fails while nobody listens.
             let _ = self.socket.send(&request);
             if self.socket.recv(&mut buffer).is_ok() {
                 return;
@@ -281,8 +281,8 @@ impl Client {
         }
     }
 
-    /// Sends lookups, as many at once as the window lets it, or at a pace. Answers are opened
-    /// afterwards: it is the server that is measured.
+    /// Sends lookups, as many as the window allows or at a fixed rate. The client decrypts the
+    /// answers afterwards, because only the server is measured.
     fn load(&mut self, server: &Server, requests: Vec<Vec<u8>>, pace: Option<u64>) -> Load {
         let count = requests.len();
         let first = self.transaction + 1 - count as u64;
@@ -313,7 +313,7 @@ impl Client {
             .iter()
             .filter_map(|(at, datagram)| {
                 let (transaction, reply) = opened(&self.reader, datagram);
-                // There may be late ones to requests before these.
+                // Late answers to earlier requests are ignored.
                 let index = transaction.checked_sub(first)?;
                 let MatMessage::LookupReply(reply) = reply else {
                     panic!("{reply:?}");
@@ -325,7 +325,7 @@ impl Client {
         summary(used, last - start, times, count as u64)
     }
 
-    /// Sends updates of as many nodes at once as there are, but for the window.
+    /// Sends updates of all nodes, as many at once as the window allows.
     fn updates(&mut self, server: &Server, mappings: u32) -> Load {
         let nodes = mappings.min(WINDOW as u32);
         let keys: Vec<Key> = (0..nodes).map(key).collect();
@@ -372,7 +372,7 @@ impl Client {
                 ready.push(number);
             });
         }
-        // What was stored can be read.
+        // The stored mapping is readable.
         let (number, sequence) = (0, sequences[0]);
         let request = self.lookup(number);
         self.socket.send(&request).unwrap();
@@ -389,7 +389,7 @@ impl Client {
         summary(used, last - start, times, owners.len() as u64)
     }
 
-    /// Sends datagrams in the name of a node, sealed with no key of it, until all are refused.
+    /// Sends datagrams in a node's name without its key until the server has refused all of them.
     fn forged(&mut self, server: &Server, files: &Files) -> Load {
         let wrong = Key([9; 32]);
         let request = LookupRequest {
@@ -417,7 +417,7 @@ impl Client {
             per_second: refused as f64 / elapsed.as_secs_f64(),
             cpu_us: used.as_secs_f64() * 1e6 / refused.max(1) as f64,
             requests: FORGED,
-            // More than the socket could hold.
+            // The socket buffer overflowed.
             lost: FORGED - refused,
             ..Load::default()
         }
@@ -444,7 +444,7 @@ fn key(number: u32) -> Key {
     Secret::new(&SECRET).node(hoa(number).octets(), 1)
 }
 
-/// Sends datagrams in one call; returns how many were.
+/// Sends datagrams with one system call. Returns the number sent.
 fn send(socket: &UdpSocket, datagrams: &[Vec<u8>]) -> usize {
     if datagrams.is_empty() {
         return 0;
@@ -464,7 +464,7 @@ fn send(socket: &UdpSocket, datagrams: &[Vec<u8>]) -> usize {
     sent.map_or(0, Iterator::count)
 }
 
-/// Buffers for many datagrams.
+/// Buffers for one batch of received datagrams.
 struct Receiver {
     headers: MultiHeaders<SockaddrIn6>,
     buffers: Vec<[u8; 1500]>,
@@ -478,7 +478,7 @@ impl Receiver {
         }
     }
 
-    /// Takes what is there.
+    /// Receives the waiting datagrams without blocking.
     fn receive(&mut self, socket: &UdpSocket, mut each: impl FnMut(&[u8])) {
         let mut slices: Vec<[IoSliceMut<'_>; 1]> = self
             .buffers

@@ -1,11 +1,11 @@
-//! What translation costs applications: TCP and UDP between two nodes, by their permanent addresses
-//! and plainly, between namespaces with a router between them.
+//! Cost of address translation for applications: TCP and UDP between two nodes, by permanent
+//! addresses and without MAT, between namespaces with a router in between.
 //!
-//! Sender, router and receiver share one CPU, which is busy all the time: what a packet costs there is
-//! the time for all divided by their number. Each round measures all ways, one after the other, and the
-//! quotient of two ways is that of the same round: a machine that is slow for a while is so for all.
+//! Sender, router and receiver share one fully loaded CPU, so the cost per packet is the total time
+//! divided by the number of packets. Each round measures all paths one after the other, and ratios
+//! compare paths of the same round: a temporarily slow machine slows down all of them.
 //!
-//! `--rounds N` sets how many; `--report FILE` writes the numbers as JSON too.
+//! `--rounds N` sets the number of rounds; `--report FILE` also writes the numbers as JSON.
 
 #![allow(
     clippy::expect_used,
@@ -32,33 +32,33 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-/// How long one way is measured in a round.
+/// Measuring time per path and round.
 const TIME: Duration = Duration::from_millis(400);
 const ROUNDS: usize = 15;
-/// Bytes of one write.
+/// Bytes per write.
 const CHUNK: usize = 64 * 1024;
-/// Datagrams that are on their way at once: no queue overflows.
+/// Limit of datagrams in flight, so that no queue overflows.
 const BURST: usize = 64;
 
-/// How packets get to the other node.
+/// Path of the packets to the other node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Without MAT.
+    /// Without MAT, by the nodes' own addresses.
     Plain,
-    /// With neutral MoAs.
+    /// With checksum-neutral MoAs.
     Neutral,
-    /// With MoAs that change checksums.
+    /// With MoAs that require checksum changes.
     Given,
 }
 
-/// What is sent.
+/// Kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Load {
-    /// TCP, whose segments the virtual NICs carry many at a time.
+    /// TCP with segmentation offload in the virtual NICs.
     Tcp,
-    /// TCP, each segment by itself.
+    /// TCP without segmentation offload.
     TcpSegments,
-    /// Datagrams of this payload.
+    /// UDP datagrams with this payload, bytes.
     Udp(usize),
 }
 
@@ -70,27 +70,27 @@ const LOADS: [Load; 4] = [
     Load::Udp(100),
 ];
 
-/// All numbers of the bench.
+/// Results of one bench run.
 #[derive(Serialize)]
 struct Results {
     kernel: String,
     rows: Vec<Row>,
 }
 
-/// One load on one way.
+/// Results for one load on one path.
 #[derive(Serialize)]
 struct Row {
     load: String,
     way: &'static str,
-    /// Payload that arrives, Mbit/s.
+    /// Received payload, Mbit/s.
     mbps: Samples,
-    /// CPU time of the whole path for 1000 bytes of payload, nanoseconds.
+    /// CPU time of the whole path per 1000 bytes of payload, nanoseconds.
     cpu_ns_per_kb: Samples,
-    /// Throughput relative to the plain way, median of the rounds.
+    /// Throughput relative to the path without MAT, median of the rounds.
     to_plain: f64,
 }
 
-/// Two nodes that can talk in one way.
+/// Two nodes that communicate by one path.
 struct Pair {
     way: Way,
     net: Net,
@@ -111,7 +111,7 @@ impl Pair {
         Self { way, net }
     }
 
-    /// Address of the receiver.
+    /// Returns the receiver's address.
     fn to(&self) -> Ipv6Addr {
         let receiver = &self.net.b;
         match self.way {
@@ -120,7 +120,7 @@ impl Pair {
         }
     }
 
-    /// Whether segments may be carried many at a time.
+    /// Switches segmentation offload on or off.
     fn offload(&self, on: bool) {
         let state = if on { "on" } else { "off" };
         let net = &self.net;
@@ -141,7 +141,7 @@ impl Pair {
         }
     }
 
-    /// Payload bytes that arrive in some time, by the time.
+    /// Returns the received payload bytes and the measuring time.
     fn measure(&self, load: Load) -> (u64, Duration) {
         match load {
             Load::Tcp | Load::TcpSegments => {
@@ -172,10 +172,10 @@ impl Pair {
                 }
                 (bytes, start.elapsed())
             };
-            // The window opens first.
+            // Let the TCP window open before the measurement.
             read_for(TIME / 8);
             let measured = read_for(TIME);
-            // The writer may wait for room; this ends its wait.
+            // Wakes the writer if it waits for buffer space.
             receiver.shutdown(Shutdown::Both).unwrap();
             drop(receiver);
             measured
@@ -280,7 +280,7 @@ fn name(load: Load) -> String {
     }
 }
 
-/// Keeps this process, and what its packets cause, on the last CPU that it may use.
+/// Pins this process to the last CPU that it may use; the kernel's work for its packets follows.
 fn stay_on_one_cpu() {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).unwrap();

@@ -1,10 +1,11 @@
-//! What the programs of a node cost, by program test-run: nanoseconds for each packet.
+//! Cost of a node's programs by program test-run: nanoseconds per packet.
 //!
-//! The kernel runs a program again and again on one packet, which so has to be after a run as it
-//! was before: MoAs are the HoAs themselves. All look-ups and stores are done, and change nothing.
-//! Where checksums are to change, the differences are such that they do, to another value each time.
+//! The kernel runs a program repeatedly on one packet, so each run must leave the packet unchanged.
+//! The MoAs are therefore the HoAs themselves: the program does all lookups and stores, which
+//! change nothing. Where the bench measures checksum changes, the map's differences change the
+//! checksum to another value in each run.
 //!
-//! `--report FILE` writes the numbers as JSON too.
+//! `--report FILE` also writes the numbers as JSON.
 
 #![allow(
     clippy::panic,
@@ -23,16 +24,16 @@ use std::io::Write as _;
 use mat_world::{Kernel, World, parse};
 use serde::Serialize;
 
-/// Runs of one measurement.
+/// Runs per measurement.
 const RUNS: u32 = 200_000;
-/// Measurements, of which the median counts.
+/// Measurements per kind of packet; the median counts.
 const ROUNDS: usize = 7;
-/// Bytes above UDP or TCP.
+/// UDP or TCP payload, bytes.
 const PAYLOAD_BYTES: [usize; 2] = [100, 1400];
-/// What a program may take for a packet that it translates.
+/// Limit for a translated packet, nanoseconds.
 const BUDGET_NS: u64 = 100;
 
-/// All numbers of one bench.
+/// Results of one bench run.
 #[derive(Serialize)]
 struct Results {
     kernel: String,
@@ -46,9 +47,9 @@ struct Cost {
     program: &'static str,
     packet: &'static str,
     payload_bytes: usize,
-    /// Median of the rounds.
+    /// Median of the rounds, nanoseconds.
     ns_per_packet: u64,
-    /// Fastest and slowest round.
+    /// Fastest and slowest round, nanoseconds.
     range_ns: [u64; 2],
 }
 

@@ -1,5 +1,6 @@
-//! Handovers of a stream at high rates between the TAPs of two hosts, each read by a process as QEMU's main
-//! loop reads it. All but the VM and the agents' dialogue is real: programs, gates, replay.
+//! Handovers of a stream at high rates between the TAPs of two hosts. A process reads each TAP as
+//! QEMU's main loop does. The programs, gates and replay are real; the VM and the agents' dialogue
+//! are simulated.
 //!
 //! ```text
 //!                      .-- up0 -- br0 (host 0) -- vnet0 -- main loop
@@ -7,8 +8,9 @@
 //!                      '-- up0 -- br0 (host 1) -- vnet0 -- main loop
 //! ```
 //!
-//! The VM is handed to and fro while the stream goes on; what both main loops have read in turn is to be the
-//! stream. `--rates MBPS,..`, `--pauses MS,..`, `--moves N`; `--report FILE` writes the numbers as JSON too.
+//! The VM moves back and forth during the stream. Together, both main loops must read exactly the
+//! stream. `--rates MBPS,..`, `--pauses MS,..`, `--moves N`; `--report FILE` also writes the
+//! numbers as JSON.
 
 #![allow(
     clippy::expect_used,
@@ -53,37 +55,37 @@ const MAC: Mac = [0x52, 0x54, 0, 0, 0, 7];
 const PORT: u16 = 5004;
 /// UDP payload of a packet, bytes.
 const PAYLOAD_BYTES: usize = 1450;
-/// How long the VM runs on a host before it leaves.
+/// Time for which the VM runs on a host between two moves.
 const STAY: Duration = Duration::from_millis(400);
-/// How long the gate holds before the VM stops.
+/// Time for which the gate holds before the VM stops.
 const COPY: Duration = Duration::from_millis(200);
-/// How long anything may take.
+/// Timeout of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Most packets that are sent at once when the sender did not run in time.
+/// Limit of packets that a delayed sender sends at once.
 const MOST: u64 = 256;
 
-/// One line of the result.
+/// One row of the result.
 #[derive(Serialize)]
 struct Row {
     mbps: u32,
     pause_ms: u64,
     moves: u32,
-    /// Packets that the sender sent, in a second.
+    /// Measured rate of the sender, packets per second.
     packets_per_second: u64,
     lost: u64,
     doubled: u64,
     reordered: u64,
-    /// Moves whose record said `exact`.
+    /// Moves whose record says `exact`.
     exact: u32,
-    /// Longest time that a packet was held, milliseconds: the median of the moves.
+    /// Longest hold time of a packet, milliseconds; median of the moves.
     held_ms: u64,
-    /// Packets that the agent replayed: the median of the moves.
+    /// Packets that the agent replayed; median of the moves.
     replayed: u64,
-    /// Frames that found a TAP full, or no room with the agent.
+    /// Frames lost because a TAP or the agent's buffer was full.
     no_room: u64,
 }
 
-/// A host of the VM.
+/// One host of the VM.
 struct Place {
     ifindex: u32,
     tap: File,
@@ -123,7 +125,7 @@ impl Place {
         });
     }
 
-    /// Throws away what nobody has read.
+    /// Discards the unread frames.
     fn drain(&mut self) {
         let mut frame = vec![0; 1 << 16];
         while self.tap.read(&mut frame).is_ok() {}
@@ -135,7 +137,7 @@ fn next(runtime: &Runtime, gates: &mut Gates) -> GateEvent {
     event.expect("an event in time").expect("a thread")
 }
 
-/// Hands the VM over; returns what became of it at the destination, and what the VM has had at the source.
+/// Hands the VM over. Returns the destination's report and the VM's packets at the source.
 fn hand_over(
     runtime: &Runtime,
     [from, to]: [&mut Place; 2],
@@ -182,9 +184,9 @@ fn hand_over(
     (report, had)
 }
 
-/// Sends numbered packets at a rate until it is told that all is over; returns how many.
+/// Sends numbered packets at a fixed rate until the end. Returns their number.
 fn send(socket: &UdpSocket, per_second: u64, is_over: &AtomicBool, sent: &AtomicU32) {
-    // The kernel would let a sleeper be 50 microseconds late.
+    // The default timer slack delays a sleeper by 50 microseconds.
     set_timerslack(1).unwrap();
     let mut payload = vec![7; PAYLOAD_BYTES];
     let start = Instant::now();
@@ -204,7 +206,7 @@ fn send(socket: &UdpSocket, per_second: u64, is_over: &AtomicBool, sent: &Atomic
     }
 }
 
-/// What is wrong with what a VM has had: packets lost, doubled and out of order.
+/// Counts the packets that a VM lost, received twice or received out of order.
 fn compare(had: &[u32]) -> [u64; 3] {
     let (mut highest, mut reordered, mut doubled) = (had[0], 0, 0);
     let mut seen = vec![false; *had.iter().max().unwrap() as usize + 1];
@@ -255,7 +257,7 @@ fn measure(
         is_over.store(true, Ordering::Relaxed);
     });
     let time = started.elapsed();
-    // What is under way arrives.
+    // Let packets in flight arrive.
     thread::sleep(STAY);
     let last = &mut places[runs as usize % 2];
     last.main_loop
@@ -296,7 +298,7 @@ fn measure(
     }
 }
 
-/// The value behind an argument.
+/// Returns the value after a command-line argument.
 fn argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
     arguments.nth(1)

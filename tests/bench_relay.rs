@@ -1,7 +1,8 @@
-//! What the relay costs: `relay` from a sender to the TAPs of a host, `replicate` through a relay.
+//! Cost of the relay: `relay` measures from a sender to the TAPs of a host, `replicate` through a
+//! relay.
 //!
-//! `cargo xtask bench relay|replicate` runs it and shows the result; this program prints what it is
-//! at, as JSON, and writes the result to a file.
+//! `cargo xtask bench relay|replicate` runs this program and shows the result. The program prints
+//! its progress as JSON and writes the result to a file.
 
 #[path = "bench_relay/mod.rs"]
 mod bench_relay;
@@ -17,7 +18,7 @@ use bench_relay::Options;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
-/// What to measure.
+/// Measured part of the path.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
     /// From a sender to the TAPs of a host.
@@ -29,22 +30,22 @@ enum What {
 #[derive(Debug, Parser)]
 struct Arguments {
     what: What,
-    /// Rounds, each of all ways.
+    /// Number of rounds; each round measures all paths.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Numbers of TAPs or of subscribers.
+    /// Counts of TAPs or of subscribers.
     #[arg(long, value_delimiter = ',')]
     counts: Vec<usize>,
     /// UDP payloads, bytes.
     #[arg(long, value_delimiter = ',')]
     payloads: Vec<usize>,
-    /// Just enough to see that everything works.
+    /// Measure only enough to see that everything works.
     #[arg(long)]
     quick: bool,
     /// File for the result.
     #[arg(long)]
     report: PathBuf,
-    /// Given by cargo.
+    /// Argument that cargo passes; ignored.
     #[arg(long, hide = true)]
     bench: bool,
 }

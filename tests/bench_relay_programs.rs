@@ -1,10 +1,10 @@
-//! What the programs of the relay cost, by program test-run: nanoseconds for each packet.
+//! Cost of the relay's programs by program test-run: nanoseconds per packet.
 //!
-//! The kernel runs a program again and again on one packet, which so has to be after a run as it
-//! was before. Packets that `uplink` restores are therefore of a flow that is its own relayed form:
-//! all look-ups and stores are done, and change nothing but the MACs and the hop limit.
+//! The kernel runs a program repeatedly on one packet, so each run must leave the packet unchanged.
+//! Packets that `uplink` restores therefore belong to a flow that is its own relayed form: the
+//! program does all lookups and stores, which change only the MACs and the hop limit.
 //!
-//! `--report FILE` writes the numbers as JSON too.
+//! `--report FILE` also writes the numbers as JSON.
 
 #![allow(unsafe_code, reason = "the bench has a network namespace of its own")]
 #![allow(
@@ -31,16 +31,16 @@ use relay::Relayed;
 use serde::Serialize;
 use support::Kernel;
 
-/// Runs of one measurement.
+/// Runs per measurement.
 const RUNS: u32 = 200_000;
-/// Measurements, of which the median counts.
+/// Measurements per kind of packet; the median counts.
 const ROUNDS: usize = 7;
 /// UDP payload, bytes.
 const PAYLOAD_BYTES: [usize; 2] = [100, 1400];
-/// What `uplink` may take for a relayed packet.
+/// Limit for a relayed packet in `uplink`, nanoseconds.
 const BUDGET_NS: u64 = 150;
 
-/// All numbers of one bench.
+/// Results of one bench run.
 #[derive(Serialize)]
 struct Results {
     kernel: String,
@@ -54,11 +54,11 @@ struct Cost {
     program: &'static str,
     packet: &'static str,
     payload_bytes: usize,
-    /// Median of the rounds.
+    /// Median of the rounds, nanoseconds.
     ns_per_packet: u64,
-    /// Fastest and slowest round.
+    /// Fastest and slowest round, nanoseconds.
     range_ns: [u64; 2],
-    /// Median of the same rounds by the traced programs, with a filter that matches nothing.
+    /// Median for the traced programs in the same rounds, with a filter that matches nothing.
     traced_ns_per_packet: u64,
 }
 
@@ -152,7 +152,7 @@ fn uplink(program: &'static str, payload: &[u8]) -> Vec<Cost> {
     .collect()
 }
 
-/// A flow whose relayed form is itself.
+/// Returns a flow whose relayed form is the flow itself.
 fn own_form() -> Relayed {
     let mut relayed = Relayed::usual();
     let Endpoints {
@@ -173,8 +173,8 @@ fn leak(payload: &[u8]) -> Cost {
     measure(&mut load(), "leak", "any", payload.len(), &frame)
 }
 
-/// One subscriber behind a bridge without ports: the clone is made, routed and given to the device,
-/// and goes no further.
+/// Measures one subscriber behind a bridge without ports: the program clones, routes and transmits
+/// the packet, and the bridge drops it.
 fn replicate(payload: &[u8]) -> Cost {
     let relayed = Relayed::usual();
     let agent = std::net::Ipv6Addr::from(relayed.endpoints.agent_address);
@@ -217,7 +217,7 @@ fn replicate(payload: &[u8]) -> Cost {
     cost
 }
 
-/// Runs the usual program and the traced one by turns.
+/// Measures the usual program and the traced one alternately.
 fn measure(
     both: &mut [Kernel; 2],
     program: &'static str,
@@ -254,7 +254,7 @@ fn manage(kernel: &mut Kernel, relayed: &Relayed, origins: Origins) {
     kernel.insert("MANAGED", key, value);
 }
 
-/// The usual programs and the traced ones.
+/// Loads the usual programs and the traced ones.
 fn load() -> [Kernel; 2] {
     [Kernel::load(), Kernel::load_traced_in_vain()]
         .map(|kernel| kernel.unwrap_or_else(|| panic!("Needs root")))

@@ -1,5 +1,5 @@
-//! The benches of the relay run, every way delivers, and every UDP checksum is right; that of
-//! moves moves a guest each way.
+//! Smoke test of the benches: the relay benches run, every path delivers with correct UDP
+//! checksums, and the migration bench moves a guest by each method.
 #![allow(clippy::panic, reason = "a test that cannot go on panics")]
 
 #[path = "bench_relay/mod.rs"]
@@ -24,10 +24,10 @@ fn every_way_delivers_packets_with_right_checksums() {
         panic!("{report:?}");
     };
     for way in &setting.ways {
-        // All of an unmeasured part, and some of the rest.
+        // All packets of an unmeasured part, and some of the measured parts.
         assert!(way.checked >= 256 * setting.taps as u64, "{way:?}");
         assert_eq!(way.wrong, 0, "{way:?}");
-        // Of a stream the pacing is taken off, which can be all that is measured of a short one.
+        // A stream's CPU time excludes the pacing, which can be all of a short measurement.
         assert_eq!(way.stream_cpu_ns.rounds.len(), 1, "{way:?}");
         assert!(
             way.burst_cpu_ns.median > 0.0 && way.full_per_second.median > 0.0,
@@ -82,13 +82,13 @@ fn every_way_moves_a_guest() {
         };
         assert!(row.flows && row.sent > 0 && row.received > 0, "{row:?}");
         assert!(row.freeze_ms > 0.0 && row.vm_pause_ms > 0.0, "{row:?}");
-        // What the guest's clock shows, and what any thread in it feels.
+        // The pause that the guest's clock shows, and the pause that its threads notice.
         assert!(row.clock_stop_ms > 0.0, "{row:?}");
         assert!(row.stall_ms >= row.clock_stop_ms, "{row:?}");
         assert_eq!(row.signalling_ms > 0.0, way == Way::Glm, "{row:?}");
         eprintln!("{way:?} {row:?}");
     }
     let numbers = figures::draw(&report).into_iter().map(|it| it.number);
-    // Fig. 8 is of 20 Mbit/s.
+    // Fig. 8 of the paper uses 20 Mbit/s.
     assert_eq!(numbers.collect::<Vec<_>>(), [9, 10, 11]);
 }

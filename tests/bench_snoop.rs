@@ -1,8 +1,8 @@
-//! What `snoop` costs: time of one Report by program test-run, Reports per second through a real
-//! TAP, the memory and reading time of a full host, and how long `roamcast listeners --json` takes
-//! with a running agent that has heard as many.
+//! Cost of `snoop`: time per Report by program test-run, Reports per second through a real TAP,
+//! memory and reading time with a full listener table, and the time of `roamcast listeners --json`
+//! with a running agent and a full table.
 //!
-//! `--report FILE` writes the numbers as JSON too.
+//! `--report FILE` also writes the numbers as JSON.
 
 #![allow(unsafe_code, reason = "a TAP is made by an ioctl")]
 #![allow(
@@ -31,19 +31,19 @@ use serde::Serialize;
 use support::Kernel;
 
 const RUNS: u32 = 200_000;
-/// Events that fit in the ring buffer, so that no run meets a full one.
+/// Events that fit into the ring buffer, so that no run meets a full buffer.
 const EVENTS: u32 = 12_000;
 const PORTS: u32 = 64;
 const ADDRESSES: u32 = 1000;
 const TAP_SECONDS: u64 = 2;
-/// Records of one Report that fit into a frame.
+/// Records per Report that fit into a frame.
 const RECORDS: u32 = 50;
-/// How long an agent may take to attach to all TAPs and to take everything in.
+/// Timeout for an agent to attach to all TAPs and to process all Reports.
 const TAKEN_IN: Duration = Duration::from_secs(60);
 /// Runs of the command; the median counts.
 const COMMANDS: usize = 5;
 
-/// All numbers of one bench.
+/// Results of one bench run.
 #[derive(Serialize)]
 struct Results {
     kernel: String,
@@ -58,20 +58,21 @@ struct ReportCost {
     name: &'static str,
     records: u32,
     frame_bytes: usize,
-    /// Mean time of a Report that renews its listeners and raises an event for each.
+    /// Mean time of a Report that refreshes its listeners and raises one event per listener,
+    /// nanoseconds.
     ns_per_report: u64,
-    /// The same of the traced program, with a filter that matches nothing.
+    /// The same for the traced program, with a filter that matches nothing.
     traced_ns_per_report: u64,
 }
 
-/// Cost of a host full of listeners.
+/// Cost of a full listener table.
 #[derive(Serialize)]
 struct HostCost {
     ports: u32,
     addresses_per_port: u32,
     memory_bytes: u64,
     read_ms: f64,
-    /// Median time of `roamcast listeners --json`, from start to end.
+    /// Median run time of `roamcast listeners --json`, milliseconds.
     command_ms: f64,
 }
 
@@ -153,7 +154,7 @@ fn reports() -> Vec<ReportCost> {
         let mut runs = 0;
         while runs < RUNS / records {
             let repeat = EVENTS / records;
-            // The usual program and the traced one by turns.
+            // Alternate between the usual program and the traced one.
             for (kernel, total) in both.iter_mut().zip(&mut total) {
                 kernel.snoop(&bytes);
                 kernel.events();
@@ -174,7 +175,7 @@ fn reports() -> Vec<ReportCost> {
     .collect()
 }
 
-/// Writes Reports to a TAP as fast as one thread can.
+/// Writes Reports to a TAP as fast as one thread can. Returns Reports per second.
 fn tap() -> u64 {
     let mut tap = open_tap("snoop0");
     ip(&["link", "set", "snoop0", "up"]);
@@ -236,7 +237,7 @@ fn host() -> HostCost {
     }
 }
 
-/// Has an agent hear of all listeners through as many TAPs, and times the command that lists them.
+/// Lets an agent learn all listeners through as many TAPs, and times the command that lists them.
 fn command() -> f64 {
     let lab = LabConfig::new("benchsnoop");
     let mut testbed = Testbed::up(lab, 128, Some(AgentOptions::DEFAULT)).unwrap();

@@ -1,4 +1,4 @@
-//! What the agent's thread for the gates tells of a TAP whose VM leaves.
+//! Reports of the agent's gate thread about a TAP whose VM leaves.
 
 #![allow(
     clippy::unwrap_used,
@@ -57,7 +57,7 @@ fn cut_of_a_vm_that_has_stopped_is_told_although_its_tap_goes_first() {
             migration,
             stopped,
         });
-        // Long before it is known who reads it.
+        // The TAP vanishes long before its reader is known.
         gates.removed(ifindex);
         datapath.detach_port(ifindex).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,7 +1,8 @@
-//! Whatever dies while a guest is moved, it goes on running and receiving, on exactly one host.
+//! Failures during a migration. Whichever process dies, the guest keeps running and receiving, on
+//! exactly one host.
 //!
-//! Each test moves one guest to and fro in one lab, with one accident per move. The guest is not
-//! started anew in between: what an accident leaves behind would harm the moves after it.
+//! Each test moves one guest back and forth in one lab, with one accident per migration. The guest
+//! is not restarted in between, so leftovers of an accident would harm the later migrations.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -20,10 +21,10 @@ use lab::vms::Vms;
 use lab::{LabConfig, Site, machine, requirements, wait};
 use serde_json::Value;
 
-/// Slow enough that every phase can be hit: the tree needs a while, and so does the copy.
+/// Slow enough to hit every phase: both the tree and the copy take a while.
 const TREE_MS: u64 = 1500;
 const BANDWIDTH_MIB: u64 = 24;
-/// The same where an operator's command takes seconds.
+/// The same for a lab in which an operator's command takes seconds.
 const BANDWIDTH_INSIDE_MIB: u64 = 4;
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 2.0,
@@ -31,7 +32,7 @@ const STREAM: StreamConfig = StreamConfig {
     kind: StreamKind::Probe,
 };
 const SETTLED: Duration = Duration::from_secs(90);
-/// Packets that the guest must still get after an accident; half a second of stream.
+/// Packets that the guest must still receive after an accident; half a second of the stream.
 const PACKETS: usize = 86;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ const DEATHS: [Accident; 4] = [
     Accident::DestinationLibvirtdDies,
 ];
 
-/// Phases of the source agent.
+/// Phases of the source agent in which accidents happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Preparing,
@@ -68,11 +69,11 @@ impl Phase {
     }
 }
 
-/// A guest that receives, and where it is.
+/// A receiving guest and its location.
 struct Moves {
     testbed: Testbed,
     stream: Stream,
-    /// Index of the VM host that the guest runs on.
+    /// Index of the VM host on which the guest runs.
     at: usize,
     count: usize,
 }
@@ -111,14 +112,14 @@ impl Moves {
         })
     }
 
-    /// Begins a move, has the accident in a phase of it, and checks how it all ends.
+    /// Starts a migration, causes the accident in the given phase, and checks the result.
     fn one(&mut self, accident: Accident, phase: Phase) {
         let case = format!("{accident:?} while {}", phase.name());
         eprintln!("{case}, guest on vms{}", self.at + 1);
         let (source, destination) = (self.at, 1 - self.at);
         self.wait_listens(source);
         if phase == Phase::Preparing {
-            // Without the tree there is something to wait for.
+            // Without the tree, the destination has to wait for it.
             self.wait_pruned(destination);
         }
         let hosts = self.testbed.lab().vms().clone();
@@ -147,8 +148,8 @@ impl Moves {
         self.check_packets(&case, source, begun);
     }
 
-    /// A guest that stayed has got every packet once, in order. One that moved has too, unless the
-    /// agent that was to hand it over was dead.
+    /// Checks that the guest received every packet once and in order. The check is skipped if the
+    /// guest moved and a dead agent could not hand it over.
     fn check_packets(&self, case: &str, source: usize, begun: usize) {
         let arrivals = self.testbed.guest().unwrap().arrivals(RECEIVER);
         let numbers: Vec<u32> = arrivals[begun..].iter().map(|it| it.sequence).collect();
@@ -167,8 +168,8 @@ impl Moves {
         }
     }
 
-    /// An agent's last record of a direction. Of the other one there may be a later record: an
-    /// agent that was started again hears of the move before, once its peer has connected again.
+    /// Returns an agent's last record of a direction. A later record of the other direction may
+    /// exist, because a restarted agent learns of the previous migration once its peer reconnects.
     fn last_record(&mut self, vms: &Vms, direction: &str) -> Option<Value> {
         let migrations = self.query(vms, "migrations");
         let mut rows = migrations.as_array()?.iter().rev();
@@ -198,12 +199,13 @@ impl Moves {
             }
             let agents = self.testbed.agents().ok()?;
             let begun = match phase {
-                // The source begins by itself; the destination has something to undo when it has joined.
+                // The source starts by itself; the destination has something to undo once it has
+                // joined.
                 Phase::Preparing => {
                     let status = agents.query(&hosts[1 - source], "status").ok()?;
                     !status["receptions"].as_array()?.is_empty()
                 }
-                // The phase begins with the call of libvirt; the job some time after it.
+                // The phase starts with the call of libvirt; the job starts later.
                 Phase::Copying => {
                     let migrations = agents.query(&hosts[source], "migrations").ok()?;
                     migrations.as_array()?.last()?["processed_bytes"].as_u64()? > 0
@@ -221,7 +223,7 @@ impl Moves {
         match accident {
             Accident::SourceAgentDies => self.testbed.agents().unwrap().kill(source),
             Accident::DestinationAgentDies => self.testbed.agents().unwrap().kill(destination),
-            // It is started again within a second, as by systemd.
+            // A supervisor restarts it within a second, as systemd does.
             Accident::SourceLibvirtdDies => hosts[source].kill_libvirtd().unwrap(),
             Accident::DestinationLibvirtdDies => hosts[destination].kill_libvirtd().unwrap(),
             Accident::OperatorAborts => {
@@ -229,7 +231,7 @@ impl Moves {
                 let agents = self.testbed.agents().unwrap();
                 let mut abort = agents.command(&hosts[source], &["abort", &name]);
                 if let Err(error) = hosts[source].output(&mut abort) {
-                    // The switch may be over before the operator is heard.
+                    // The switch may complete before the operator's command takes effect.
                     let error = format!("{error:#}");
                     let is_late = phase == Phase::Switching && error.contains("is not being moved");
                     assert!(is_late, "{error}");
@@ -238,8 +240,8 @@ impl Moves {
         }
     }
 
-    /// The guest runs and receives on exactly one host; both agents have ended the migration and
-    /// say how; nothing is left of it.
+    /// Checks that the guest runs and receives on exactly one host, that both agents ended the
+    /// migration and recorded the outcome, and that nothing is left over.
     fn check(&mut self, case: &str, source: usize, before: [u64; 2], restarted: Option<usize>) {
         let hosts = self.testbed.lab().vms().clone();
         wait::until("both agents to have ended the migration", SETTLED, || {
@@ -316,7 +318,7 @@ impl Moves {
         }
     }
 
-    /// An agent that was started again says what it has taken up from before, if anything.
+    /// Checks that a restarted agent logs its adopted state, if there is any.
     fn check_restarted(&mut self, case: &str, vms: &Vms) {
         let migrations = self.query(vms, "migrations");
         for row in migrations.as_array().unwrap() {
@@ -344,7 +346,7 @@ impl Moves {
         self.testbed.agents().unwrap().query(vms, table).unwrap()
     }
 
-    /// Waits until the agent of a VM host knows what the guest there listens to.
+    /// Waits until the agent of a VM host knows the guest's listeners.
     fn wait_listens(&mut self, host: usize) {
         let vms = self.testbed.lab().vms()[host].clone();
         wait::until("the agent to know the guest", SETTLED, || {
@@ -360,7 +362,7 @@ impl Moves {
         .unwrap_or_else(|error| panic!("{error:#}\n{}", self.logs()));
     }
 
-    /// Waits until the switch of a site knows no listener of the stream.
+    /// Waits until the switch of a site has no listener for the stream.
     fn wait_pruned(&self, site: usize) {
         let switch = self.testbed.lab().switch(site + 1);
         wait::until("the tree to be pruned", SETTLED, || {
@@ -373,7 +375,7 @@ impl Moves {
         .unwrap();
     }
 
-    /// Last words of both agents, for a person who looks into a failure.
+    /// Returns the last log lines of both agents, for the failure message.
     fn logs(&mut self) -> String {
         let hosts = self.testbed.lab().vms().clone();
         let agents = self.testbed.agents().unwrap();
@@ -392,7 +394,8 @@ impl Moves {
     }
 }
 
-/// Which way the domain goes for a host, when it leaves `source`.
+/// Returns the direction of the migration from a host's point of view, when the domain leaves
+/// `source`.
 fn direction(host: usize, source: usize) -> &'static str {
     if host == source {
         "outgoing"
@@ -423,7 +426,7 @@ fn operator_can_abort_in_every_phase() {
     let Some(mut moves) = Moves::up("failabort") else {
         return;
     };
-    // The switch may be over before it can be cancelled; either end is a good one.
+    // The switch may complete before the cancellation; both outcomes are correct.
     for phase in [Phase::Preparing, Phase::Copying, Phase::Switching] {
         moves.one(Accident::OperatorAborts, phase);
     }

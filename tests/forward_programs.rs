@@ -1,6 +1,6 @@
-//! Forwarding by program test-run: what a packet for an address that its VM has left becomes, at
-//! both hooks of `uplink` and at a TAP, and what one from it becomes at the VM's own TAP; routes and
-//! next hops are those of a namespace.
+//! Forwarding by program test-run: packets to an address that its VM left, at both hooks of
+//! `uplink` and at a TAP, and packets from that address at the VM's own TAP. Routes and next hops
+//! come from a namespace.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,7 +44,7 @@ const REDIRECT: i32 = 7;
 const XDP_REDIRECT: i32 = 4;
 const XDP_TX: i32 = 3;
 
-/// Where a program runs, and its verdicts there.
+/// Hook of a program, with the hook's verdicts.
 #[derive(Clone, Copy, Debug)]
 struct At {
     program: &'static str,
@@ -78,7 +78,7 @@ fn address(text: &str) -> [u8; 16] {
     text.parse::<Ipv6Addr>().unwrap().octets()
 }
 
-/// The addresses that are neutral to one HoA, as a node chooses them.
+/// Returns two addresses that are checksum-neutral to one HoA, chosen as a node chooses them.
 fn neutral_pair() -> ([u8; 16], [u8; 16]) {
     let hoa = address(HOA);
     (neutral(address(OLD), hoa), neutral(address(NEW), hoa))
@@ -88,7 +88,7 @@ fn any_pair() -> ([u8; 16], [u8; 16]) {
     (address(OLD), address(NEW))
 }
 
-/// A host with a way to the new address.
+/// A host with a route to the new address.
 struct Host {
     kernel: Kernel,
     at: At,
@@ -111,7 +111,7 @@ impl Host {
         self.kernel.set_array("FORWARDING", 0, 1_u32);
     }
 
-    /// The VM of the TAP has arrived, and may still send from the old address.
+    /// Installs the translation for an arrived VM that may still send from the old address.
     fn translate(&mut self, change: impl FnOnce(&mut TranslationKey, &mut Translation)) {
         let mut key = self.translation_key();
         let mut value = Translation {
@@ -139,8 +139,8 @@ impl Host {
         self.kernel.entry("TRANSLATIONS", key).unwrap()
     }
 
-    /// Checks that a frame is sent from the new address, and its checksum right if it has one. The
-    /// MACs are written on its way.
+    /// Asserts that the frame is sent from the new address, with a correct checksum if it has one.
+    /// The kernel writes the MACs later.
     fn sends_from_new(&mut self, what: &str, frame: &[u8]) {
         let (verdict, sent) = self.run(frame);
         assert_eq!(verdict, REDIRECT, "{what}");
@@ -168,7 +168,7 @@ impl Host {
         self.kernel.run_frame(self.at.program, frame)
     }
 
-    /// Checks that a frame is sent on, and its checksum right if it has one.
+    /// Asserts that the frame is forwarded, with a correct checksum if it has one.
     fn sends_on(&mut self, what: &str, frame: &[u8]) {
         let (verdict, sent) = self.run(frame);
         let at = self.at;
@@ -182,7 +182,7 @@ impl Host {
     }
 }
 
-/// Whether another library finds the checksum right; `None` where it sees none.
+/// Checks the checksum with another library; `None` if that library finds no checksum.
 fn checksum_is_right(frame: &[u8]) -> Option<bool> {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let Some(NetSlice::Ipv6(ip)) = &packet.net else {
@@ -208,7 +208,7 @@ fn checksum_is_right(frame: &[u8]) -> Option<bool> {
     }
 }
 
-/// Runs a test at every hook, on a host whose next hop is known, unless the test changes that.
+/// Runs a test at every hook, on a host with a resolved next hop unless the test changes that.
 fn at_every_hook(
     pair: ([u8; 16], [u8; 16]),
     prepare: impl Fn(&Namespace) + Sync,
@@ -217,7 +217,7 @@ fn at_every_hook(
     at_hooks(&HOOKS, pair, prepare, test);
 }
 
-/// The same at the TAP only.
+/// Runs a test at the TAP's hook only.
 fn at_the_tap(
     pair: ([u8; 16], [u8; 16]),
     prepare: impl Fn(&Namespace) + Sync,
@@ -289,7 +289,7 @@ fn echo(destination: [u8; 16], payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An ICMPv6 error about a packet of the VM.
+/// Returns an ICMPv6 Packet Too Big error about a packet of the VM.
 fn too_big(destination: [u8; 16]) -> Vec<u8> {
     let inner = udp(destination, &[1; 100]);
     let mut frame = Vec::new();
@@ -301,7 +301,7 @@ fn too_big(destination: [u8; 16]) -> Vec<u8> {
     frame
 }
 
-/// A fragment behind the first, of which no checksum is seen.
+/// Returns a non-first fragment, which carries no checksum.
 fn fragment(destination: [u8; 16]) -> Vec<u8> {
     let offset = IpFragOffset::try_new(100).unwrap();
     let header = Ipv6FragmentHeader::new(17.into(), offset, false, 99);
@@ -506,8 +506,8 @@ fn sum_over_the_whole_packet_that_a_card_delivers_stays_right() {
     }
 }
 
-/// The same packet as the VM sends it: from where the tests above send it to, to a router of the link
-/// that it has left.
+/// Returns the packet as the VM sends it: from the address to which the tests above send, to a
+/// router of the link that the VM left.
 fn from_vm(mut frame: Vec<u8>) -> Vec<u8> {
     let (source, destination) = (frame[22..38].to_vec(), frame[38..54].to_vec());
     frame[22..38].copy_from_slice(&destination);

@@ -1,6 +1,6 @@
-//! Unicast addresses of moving VMs against real kernels: who has an address is found out, a router is
-//! answered for a VM that does not run yet, packets for an address that was left reach the new one,
-//! and those that an arrived VM still sends from it come from the new one.
+//! Unicast addresses of moving VMs on real kernels: duplicate address detection, answers to a
+//! router on behalf of a VM that does not run yet, forwarding from an old address to the new one,
+//! and translation of packets that an arrived VM still sends from its old address.
 //!
 //! ```text
 //!   guest or bare TAP -- br0 (host) -- up0 -- r0 (router) r1 -- d0 (destination)
@@ -40,7 +40,7 @@ use two_links::{Net, moa};
 
 const VM_MAC: Mac = [0x52, 0x54, 0, 0, 0, 7];
 
-/// Runs with the addresses of the host's link, in its namespace and a runtime.
+/// Runs `work` with the link's addresses, in the host's namespace and an async runtime.
 fn with_addresses<T: Send>(net: &Net, work: impl AsyncFnOnce(LinkAddresses) -> T + Send) -> T {
     let ifindex = net.host.ifindex("br0");
     net.host.run(|| {
@@ -66,7 +66,7 @@ async fn event<T>(addresses: &mut LinkAddresses, wanted: impl Fn(&AddressEvent) 
     .expect("an event within the deadline")
 }
 
-/// Answers Solicitations until the asker is satisfied, as the protocol has it done.
+/// Answers Solicitations, as the protocol does, until the asker is satisfied.
 async fn answer(addresses: &mut LinkAddresses, owner: Option<Mac>) {
     let (address, to) = event(addresses, |event| match event {
         AddressEvent::Heard {
@@ -132,7 +132,7 @@ fn owner_of_an_address_answers_the_probe() {
     let mac = mac_of(&net.router, "r0");
     with_addresses(&net, async |mut addresses| {
         addresses.perform(&AddressCommand::Watch { address: taken });
-        // Until the bridge forwards, its probes are lost.
+        // The bridge drops probes until its port forwards.
         let found = tokio::time::timeout(DEADLINE, async {
             loop {
                 addresses.perform(&AddressCommand::Probe { address: taken });
@@ -201,7 +201,7 @@ fn router_is_given_the_vms_mac_and_its_packets_wait_in_the_tap_until_the_vm_spea
                 .find_map(|frame| udp_payload(frame, address))
                 .filter(|payload| payload == b"early")
         });
-        // The VM runs, and says anything.
+        // The VM runs and sends any frame.
         let hello = neighbour::advertisement(
             &address.octets(),
             VM_MAC,
@@ -230,7 +230,7 @@ fn read_frames(tap: &mut File) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Sends to the old address until something comes to the new one.
+/// Sends to the old address until a packet arrives at the new one.
 fn arrives(net: &Net, from: &Namespace, what: &[u8]) {
     let new = moa(2);
     let receiver = net
@@ -311,7 +311,7 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
             let sender = net.router.run(|| UdpSocket::bind("[::]:0").unwrap());
             sender.send_to(b"who is it", (old, 5004)).unwrap();
             answer(&mut addresses, None).await;
-            // The bridge takes the packets in the place of the VM.
+            // The bridge takes the packets in place of the VM.
             let mac = mac_text(&mac_of(&net.host, "br0"));
             wait_for("the router to know the bridge", || {
                 known_neighbour(&net.router, old)
@@ -334,7 +334,7 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
     assert_eq!(checksum_errors(&net.destination), errors);
 }
 
-/// Sends to a namespace by an address until something comes; returns whom it comes from.
+/// Sends to an address of a namespace until a packet arrives. Returns the packet's source.
 fn comes_from(to: &Namespace, address: Ipv6Addr, from: &Namespace, what: &[u8]) -> Ipv6Addr {
     let receiver = to.run(|| UdpSocket::bind((address, 5004)).unwrap());
     receiver
@@ -366,7 +366,7 @@ fn what_an_arrived_vm_still_sends_from_the_old_address_comes_from_its_new_one_ev
     other
         .namespace
         .ip(&format!("addr add {neighbour}/64 dev eth0 nodad"));
-    // What it has known where it comes from: its address, and a router that is not here.
+    // The state from the old link: the VM's address, and a router that does not exist here.
     for arguments in [
         format!("addr add {old}/64 dev eth0 nodad"),
         "neigh add 2001:db8:7::fe lladdr 02:00:00:00:00:77 dev eth0".to_owned(),
@@ -407,7 +407,7 @@ fn what_an_arrived_vm_still_sends_from_the_old_address_comes_from_its_new_one_ev
             }
             datapath.translation_set(&key, &value).unwrap();
         }
-        // The agent is gone, and another one has come.
+        // A new agent replaces the old one.
         let datapath = Datapath::load(&config).unwrap();
         let pinned = datapath.translations().unwrap();
         assert_eq!(pinned.len(), 1);
@@ -471,7 +471,7 @@ fn next_hop_that_the_kernel_forgets_is_asked_for_again_at_once() {
             };
             let change = async {
                 told.recv().await.expect("that notices are heard");
-                // As when a TAP comes whose MAC is the lowest.
+                // A new TAP with the lowest MAC has this effect.
                 net.host.ip("link set br0 address 02:00:00:00:00:99");
                 assert!(!is_known(), "the kernel keeps what it knew");
                 while !is_known() {

@@ -1,5 +1,5 @@
-//! `gate` on a real TAP behind a bridge, by the data path of the agent: what is held does not come
-//! out, what is replayed does, and an agent that comes back finds everything.
+//! `gate` on a real TAP behind a bridge, through the agent's data path: held frames do not come
+//! out, replayed frames do, and a restarted agent finds everything.
 
 #![allow(
     clippy::unwrap_used,
@@ -41,7 +41,7 @@ use roamcast::clock::now;
 use roamcast::datapath::{Datapath, DatapathConfig, DatapathError, Held, Program};
 use wire::Wire;
 
-/// Waits for so many held frames, as the agent's thread does.
+/// Waits for a number of held frames, as the agent's thread does.
 fn held(held: &mut Held, count: usize) -> Vec<(HeldFrame, Vec<u8>)> {
     let deadline = lab::wait::end_after(DEADLINE);
     let mut frames = Vec::new();
@@ -146,7 +146,7 @@ fn longest_frame_is_held() {
     if !privileged() {
         return;
     }
-    /// What a TAP's largest MTU leaves room for behind the headers, bytes.
+    /// Payload that the largest MTU of a TAP allows, bytes.
     const PAYLOAD_BYTES: usize = 65_521 - 48;
     let setup = Bridged::new();
     setup.host.ip("link set vnet0 mtu 65521");
@@ -156,7 +156,7 @@ fn longest_frame_is_held() {
         datapath.gate_hold(setup.ifindex).unwrap();
         let sender = Wire::new(setup.ifindex);
         let longest = udp(&vec![7; PAYLOAD_BYTES]);
-        // TCX tells the sender that the frame is gone, a filter of a qdisc does not.
+        // TCX reports the drop to the sender, a qdisc filter does not.
         if let Err(refused) = sender.try_send(&longest) {
             assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS), "{refused}");
         }
@@ -233,7 +233,7 @@ fn each_recording_has_a_slot_of_its_own_as_long_as_there_are_some() {
         );
         drop(datapath);
 
-        // Slots in use are those of the gates that are there, not those of the config.
+        // The slots in use follow from the existing gates, not from the config.
         config.capacities.record_slots = 8;
         let datapath = Datapath::load(&config).unwrap();
         attach(&datapath);
@@ -264,7 +264,7 @@ fn records_are_read_in_order_while_frames_come() {
             datapath.gate_records(slot, &usage).unwrap()
         };
         assert_eq!(read(), []);
-        // No two frames are alike; nobody reads the TAP, so most are dropped behind the gate.
+        // All frames differ. Nobody reads the TAP, so most frames are dropped behind the gate.
         let count = 3 * RECORDS_PER_SLOT;
         let sender = Wire::new(ifindex);
         let payload = |number: u32| number.to_be_bytes().repeat(20);
@@ -272,7 +272,7 @@ fn records_are_read_in_order_while_frames_come() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for number in 0..count {
-                    // A full queue is told.
+                    // `EAGAIN` of a full queue is expected.
                     let _ = sender.try_send(&udp(&payload(number)));
                 }
                 done.store(true, Ordering::Release);
@@ -305,7 +305,7 @@ fn records_are_read_in_order_while_frames_come() {
     });
 }
 
-/// All records are of packets that were sent, whole, and in the order in which they were.
+/// Asserts that all records belong to sent packets, are complete, and are in sending order.
 fn check(records: &[GateRecord], flow: u64, prints: &[u64]) {
     let mut at = 0;
     let mut before = 0;
@@ -339,7 +339,7 @@ fn port_that_goes_is_forgotten() {
         assert_eq!(datapath.delivered(None).unwrap(), []);
         assert_eq!(datapath.attachments(), []);
 
-        // What a program has counted after that is found later.
+        // The agent reads counts of later packets from the pinned map.
         let map = pins(&config(bpffs)).join("DELIVERED");
         let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(map).unwrap());
         let mut map: aya::maps::HashMap<_, DeliveredKey, common::maps::Delivered> =
@@ -365,7 +365,7 @@ fn port_without_its_gate_is_not_attached() {
     setup.host.run_with_bpffs(|bpffs| {
         let ifindex = setup.ifindex;
         let datapath = Datapath::load(&config(bpffs)).unwrap();
-        // Where the link would be pinned there is something else.
+        // Another object occupies the path of the link's pin.
         let pin = pins(&config(bpffs)).join(format!("links/gate-{ifindex}"));
         fs::create_dir(&pin).unwrap();
         datapath

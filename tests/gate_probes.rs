@@ -1,4 +1,4 @@
-//! Probes on a real TAP behind a bridge: what the hypervisor reads while a VM is recorded.
+//! Probes on a real TAP behind a bridge: what the hypervisor reads while the agent records a VM.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ use host::{config, tc_hooks};
 use netns::privileged;
 use roamcast::datapath::{DatapathConfig, Hook};
 
-/// Whether a frame is a probe: whatever it carries, no guest takes it.
+/// Returns true if the frame is a probe, which no guest accepts.
 fn is_probe(frame: &[u8]) -> bool {
     frame[..6] == PROBE_MAC && frame[12..14] == PROBE_ETHER_TYPE.to_be_bytes()
 }
@@ -39,7 +39,8 @@ fn each_recorded_frame_has_a_probe_before_it_and_is_not_changed() {
     for hook in tc_hooks() {
         let setup = Bridged::new();
         if hook == Hook::Filter {
-            // Without it the gate is on the root qdisc, which has no way back into itself.
+            // Without clsact, the gate sits on the root qdisc, where it cannot redirect into the
+            // TAP itself.
             setup.host.tc("qdisc add dev vnet0 clsact");
         }
         setup.host.run_with_bpffs(|bpffs| {

@@ -1,4 +1,4 @@
-//! `gate` by program test-run: what is counted, recorded and held, and when the gate opens.
+//! `gate` by program test-run: counting, recording, holding, and the opening of the gate.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,7 +31,7 @@ use support::{
 
 const GROUP: &str = "ff3e:1::1234";
 const SOURCE: &str = "2001:db8::1";
-/// An address that a VM leaves.
+/// Address that a VM leaves.
 const LEFT: &str = "2001:db8::2";
 
 fn udp(payload: &[u8]) -> Frame {
@@ -49,7 +49,7 @@ fn stream(ports: (u16, u16), vlan: u16) -> StreamKey {
     }
 }
 
-/// Frames that no gate counts or holds.
+/// Returns frames that no gate counts or holds.
 fn others() -> Vec<Vec<u8>> {
     let ipv4 = {
         let mut bytes = udp(b"hello").bytes();
@@ -74,7 +74,7 @@ fn others() -> Vec<Vec<u8>> {
         ipv4,
         two_tags,
     ];
-    // An address resolution.
+    // ARP.
     others.push([&[0xff; 12][..], &[8, 6], &[0; 28]].concat());
     others
 }
@@ -130,7 +130,7 @@ fn aggregated_frame_counts_as_the_packets_in_it() {
         return;
     };
     let frame = udp(&[7; 1000]).bytes();
-    // The last one stands for a frame whose packets nobody has counted yet.
+    // The last case is a frame whose packets the kernel has not counted yet.
     for (segments, segment_bytes) in [(0, 0), (4, 250), (0, 300)] {
         let context = [
             (CONTEXT_SEGMENTS, segments),
@@ -366,7 +366,7 @@ fn records_go_round_within_their_slot() {
     assert!(slots[1][3..].is_sorted());
 }
 
-/// Has the VM of a port leave [`LEFT`].
+/// Makes the VM of a port leave [`LEFT`].
 fn leave(gated: &mut Gated, ifindex: u32) {
     let key = ForwardKey {
         address: address(LEFT),
@@ -444,7 +444,7 @@ fn copies_take_half_of_the_ring_buffer_and_what_finds_no_room_is_counted() {
         assert_eq!(gated.run(&packet), PASS);
     }
     let kept = gated.held().len() as u64;
-    // A record is head, frame and 8 bytes of the ring's own.
+    // A record consists of head, frame and 8 bytes of the ring buffer's header.
     let fitting = (1 << 15) / (32 + 1024 + 8);
     assert!((fitting..=fitting + 1).contains(&kept), "{kept}");
     let usage = gated.usage();

@@ -1,5 +1,5 @@
-//! `gate` on several processors at once: it opens once for all of them, and no frame is lost or
-//! comes twice.
+//! `gate` on several CPUs at once: the gate opens once for all of them, and no frame is lost or
+//! duplicated.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,18 +30,18 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use support::{PASS, SHOT};
 
-/// How long the gate may take to open.
+/// Timeout for the opening of the gate.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Threads that send at the same time, each on a processor of its own where there are enough.
+/// Threads that send at the same time, each on its own CPU if there are enough.
 const SENDERS: usize = 3;
-/// Times that the gate opens.
+/// Openings of the gate.
 const ROUNDS: usize = 100;
-/// Frames that are held before any of them is replayed.
+/// Frames held before the first replay.
 const BEFORE: usize = 10;
 /// Frames that each thread sends after it has seen the gate open.
 const AFTER: u64 = 20;
 
-/// Frames of one thread.
+/// Numbers of the frames that one thread sent.
 #[derive(Default)]
 struct Sent {
     held: u64,
@@ -67,7 +67,7 @@ fn frames_are_held_until_the_agent_has_replayed_all_and_never_after() {
                     scope.spawn(move || send(program, frame, processor, open))
                 })
                 .collect();
-            // The agent: what it has taken out is replayed.
+            // The agent's part: replay the frames taken from the ring buffer.
             let mut numbers: Vec<u64> = Vec::new();
             while !senders.iter().all(ScopedJoinHandle::is_finished) {
                 let before = numbers.len();
@@ -95,20 +95,20 @@ fn frames_are_held_until_the_agent_has_replayed_all_and_never_after() {
     }
 }
 
-/// Takes held frames out of the ring buffer; notes their numbers.
+/// Takes the held frames out of the ring buffer and records their numbers.
 fn take(ring: &mut RingBuf<MapData>, numbers: &mut Vec<u64>) {
     while let Some(record) = ring.next() {
         numbers.push(gate::held(&record).0.number);
     }
 }
 
-/// Sends until the gate has been open for a while.
+/// Sends frames until the gate has been open for a while.
 fn send(program: RawFd, frame: &[u8], processor: usize, open: &AtomicBool) -> Sent {
     pin_to(processor);
     let deadline = lab::wait::end_after(DEADLINE);
     let mut sent = Sent::default();
     while sent.passed < AFTER {
-        // Whether any thread has seen it open before this frame comes.
+        // Whether any thread saw the gate open before this frame.
         let was_open = open.load(Ordering::SeqCst);
         match test_run::verdict(program, frame, 1).unwrap() {
             PASS => {
@@ -127,11 +127,11 @@ fn send(program: RawFd, frame: &[u8], processor: usize, open: &AtomicBool) -> Se
     sent
 }
 
-/// Times that the gate may open in the middle of frames from two processors.
+/// Attempts to open the gate between frames of two CPUs.
 const CROSSINGS: u32 = 1000;
-/// Frames from each of them.
+/// Frames from each CPU per attempt.
 const FRAMES: u32 = 200;
-/// The gate opens after so many, if a frame finds just as many held.
+/// Number of replayed frames after which the gate opens, if exactly as many are held.
 const OPENS_AFTER: u64 = 150;
 
 #[test]
@@ -164,7 +164,7 @@ fn no_frame_is_held_by_one_processor_while_another_opens_the_gate() {
         take(&mut ring, &mut numbers);
         numbers.sort_unstable();
         let usage = gated.usage();
-        // Where two frames came at the same moment, the count was never what it opens at.
+        // The two frames raced, so the count never had the value at which the gate opens.
         let held = if usage.held & GateUsage::OPEN == 0 {
             2 * u64::from(FRAMES)
         } else {
@@ -177,7 +177,7 @@ fn no_frame_is_held_by_one_processor_while_another_opens_the_gate() {
     assert!(opened > 0);
 }
 
-/// Keeps this thread on one of the processors that it may use.
+/// Pins this thread to one of the CPUs that it may use.
 fn pin_to(processor: usize) {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).unwrap();

@@ -1,5 +1,5 @@
-//! A guest under plain QEMU in a namespace of its own: boots, runs programs, receives streams, and
-//! keeps its control channel over a live migration.
+//! A guest under plain QEMU in its own namespace: it boots, runs programs, receives streams, and
+//! keeps its control channel through a live migration.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
@@ -30,13 +30,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const STREAM: &str = "ff3e::4d:1";
 const PORT: u16 = 5004;
 
-/// A namespace with bridge `br0` and two TAPs; removed at the end.
+/// A namespace with bridge `br0` and two TAPs, removed at the end.
 struct Network {
     namespace: String,
 }
 
 impl Network {
-    /// `None` where namespaces and TAPs cannot be had, unless this is CI.
+    /// Returns `None` if the system permits no namespaces or TAPs; fails in CI instead.
     fn new() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let namespace = format!("rcg{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
@@ -126,7 +126,7 @@ fn receiver(joins: Vec<Join>) -> ReceiverConfig {
     }
 }
 
-/// Sends in `network` and returns the summary, the log's path being in `directory`.
+/// Sends in `network`. Returns the summary and the path of the log in `directory`.
 fn send(network: &Network, directory: &Path, args: &str) -> (SenderSummary, PathBuf) {
     let path = directory.join("sender.log");
     let output = network.sender(&path, args).wait_with_output().unwrap();
@@ -160,7 +160,7 @@ fn guest_runs_programs_and_receives_the_papers_stream_without_loss() {
     let help = control.run("migkick", &["--help"], DEADLINE).unwrap();
     assert_eq!(help.code, Some(0), "{}", help.stderr());
 
-    // The sender's rate and load are the machine's; that nothing is lost is the guest's.
+    // The sender's rate and load depend on the machine; losing nothing is the guest's part.
     for (number, args) in [(1, "--duration 4"), (2, "--duration 4 --rate 8600")] {
         let joins = vec![Join::any_source(STREAM.parse().unwrap())];
         control.start_receiver(number, receiver(joins)).unwrap();
@@ -237,7 +237,7 @@ fn receiver_joins_a_thousand_addresses_and_filters_sources() {
         control
             .start_receiver(number, receiver(vec![join]))
             .unwrap();
-        // What passes no filter shows that the stream has come through.
+        // A packet that passes no filter shows that the stream arrived before.
         let last = Join::any_source("ff3e::4d:2".parse().unwrap());
         control
             .start_receiver(100 + number, receiver(vec![last]))
@@ -299,7 +299,7 @@ fn control_channel_follows_a_live_migration() {
     assert_eq!(status.receivers[0].overflowed, 0);
     let hosts: Vec<_> = arrivals.iter().map(|arrival| arrival.host).collect();
     assert!(hosts.is_sorted() && hosts.contains(&0) && hosts.contains(&1));
-    // On either side of the pause the guest's clock is brought to the host's: nothing is received
+    // The guest's clock is set to the host's before and after the pause, so no packet arrives
     // before it was sent.
     let sent: std::collections::HashMap<_, _> =
         sent.iter().map(|it| (it.sequence, it.sent_ns)).collect();

@@ -1,4 +1,4 @@
-//! Moves that lose, double and reorder nothing: real guests, moved by real libvirt.
+//! Migrations without loss, duplication or reordering: libvirt moves real guests.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -13,14 +13,15 @@ use lab::scenario::shuttle::Shuttle;
 use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::{LabConfig, Site, requirements};
 
-/// The paper's stream.
+/// Stream of the paper.
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 20.0,
     flows: 1,
     kind: StreamKind::Probe,
 };
 
-/// Moves a guest to and fro. Each move hands over exactly, and ends in the mode of its destination.
+/// Moves a guest back and forth. Each handover is exact and ends in its destination's reception
+/// mode.
 fn moves_are_exact(lab: LabConfig, count: usize, modes: [&str; 2]) {
     if !requirements::met() {
         return;

@@ -1,4 +1,5 @@
-//! Moves that somebody else asks libvirt for: handed over by libvirt's hook, and never held up by it.
+//! Migrations that somebody else starts in libvirt: libvirt's hook reports them, and never delays
+//! libvirt for long.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -20,16 +21,16 @@ use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::scenario::{Testbed, ensure_runs_only_on, virsh};
 use lab::{LabConfig, binaries, requirements, wait};
 
-/// The paper's stream.
+/// Stream of the paper.
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 20.0,
     flows: 1,
     kind: StreamKind::Probe,
 };
 const NAMES: [&str; 2] = ["vms1", "vms2"];
-/// How long an agent may take to leave its name with a domain that it has just seen.
+/// Timeout for an agent to write its name into a domain that it has just seen.
 const NAMED: Duration = Duration::from_secs(20);
-/// How long a move may take with a hook that finds nobody.
+/// Timeout of a migration whose hook reaches nobody.
 const UNAIDED: Duration = Duration::from_secs(60);
 
 #[test]
@@ -46,7 +47,7 @@ fn virsh_migrate_loses_doubles_and_reorders_nothing_and_works_without_agents() {
     for (to, mover) in [
         (1, Mover::Virsh),
         (0, Mover::VirshDirect),
-        // The hook of a move that Roamcast has started finds it prepared.
+        // The hook of a migration that Roamcast started finds the domain prepared.
         (1, Mover::Operator),
         (0, Mover::Virsh),
         (1, Mover::VirshDirect),
@@ -81,7 +82,7 @@ fn virsh_migrate_loses_doubles_and_reorders_nothing_and_works_without_agents() {
     works_without_agents(&mut testbed);
 }
 
-/// Waits until the agent of a VM host has left its name with the guest.
+/// Waits until the agent of a VM host has written its name into the guest's domain.
 fn wait_named(testbed: &mut Testbed, host: usize) {
     let (vms, name) = (&testbed.lab().vms()[host], testbed.domain_name());
     let what = format!("{} to leave its name with {name}", NAMES[host]);
@@ -92,7 +93,7 @@ fn wait_named(testbed: &mut Testbed, host: usize) {
     .unwrap();
 }
 
-/// Cancels a move that is being followed, at its source.
+/// Cancels a followed migration at its source.
 fn cancelled_move_is_undone(testbed: &mut Testbed) {
     wait_named(testbed, 0);
     let [from, to] = testbed.lab().vms().clone();
@@ -147,13 +148,13 @@ fn works_without_agents(testbed: &mut Testbed) {
     }
 }
 
-/// What libvirt passes to its hooks when a domain comes from `vms1`.
+/// Input of libvirt's hook for a domain that arrives from `vms1`.
 const XML: &str = "<domain><name>tv</name><uuid>07070707-0707-0707-0707-070707070707</uuid>
     <metadata><r:agent xmlns:r='urn:roamcast:agent:1' name='vms1'/></metadata></domain>";
-/// How long the hook may keep libvirt waiting, and what a busy machine may add.
+/// Limits of the hook's run time: documented, and with a margin for a busy machine.
 const BOUND: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(15)];
 
-/// Runs the hook as libvirt does; returns what it said on standard error, and how long it took.
+/// Runs the hook as libvirt does. Returns its standard error and its run time.
 fn hook(socket: &Path, arguments: &[&str], input: impl Into<Stdio>) -> (String, Duration) {
     let started = Instant::now();
     let mut command = Command::new(binaries::path("roamcast").unwrap());
@@ -177,7 +178,7 @@ fn hook_never_fails_and_prints_nothing_whatever_it_finds() {
         std::fs::write(&path, bytes).unwrap();
         File::open(path).unwrap()
     };
-    // Neither is read to its end, or at all.
+    // The hook does not read this input to its end, or at all.
     let (told, _) = hook(&socket, &["tv", "start", "begin", "-"], Stdio::piped());
     assert_eq!(told, "");
     let (told, _) = hook(&socket, &[], File::open("/dev/zero").unwrap());
@@ -196,7 +197,7 @@ fn hook_never_fails_and_prints_nothing_whatever_it_finds() {
         assert!(took < BOUND[1]);
     }
 
-    // An agent that takes the question and says nothing.
+    // An agent that accepts the request and never answers.
     let silent = UnixListener::bind(&socket).unwrap();
     let agent = std::thread::spawn(move || {
         let (mut stream, _) = silent.accept().unwrap();

@@ -1,5 +1,5 @@
-//! Hooks that others use, too: libvirt's limits, programs of somebody else, and what an agent leaves
-//! behind. Each by TCX and by filters, as far as the kernel has it.
+//! TAP hooks that others use too: libvirt's limits, foreign programs, and leftovers of an earlier
+//! agent. Each test runs with TCX if the kernel has it, and with qdisc filters.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,7 +44,7 @@ use netns::wait_for;
 use roamcast::datapath::{Datapath, DatapathConfig, Hook};
 use wire::Wire;
 
-/// An address that only the VM sends to.
+/// Multicast address to which only the VM sends.
 const OWN_GROUP: &str = "ff3e:1::4321";
 
 fn config(bpffs: &Path, hook: Hook) -> DatapathConfig {
@@ -54,7 +54,7 @@ fn config(bpffs: &Path, hook: Hook) -> DatapathConfig {
     }
 }
 
-/// Both programs of the TAP do their work, each on its own side only.
+/// Asserts that both programs of the TAP work, each on its own side only.
 fn assert_both_work(setup: &Bridged, datapath: &Datapath, number: u8) {
     let ifindex = setup.ifindex;
     let group = format!("ff3e:2::{number:x}");

@@ -1,5 +1,5 @@
-//! `roamcast ims` as a process: what it acknowledged outlives `kill -9`, replicas work by
-//! themselves, and what is wrong is said in one sentence.
+//! `roamcast ims` as a process: acknowledged updates survive `kill -9`, replicas work
+//! independently, and each error is one sentence.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -50,7 +50,7 @@ impl World {
     }
 }
 
-/// Starts a server of this namespace and waits until it works.
+/// Starts a server in this namespace and waits until it answers.
 fn start(files: &Files) -> Server {
     let server = Server::spawn(files);
     wait_for("the server", || files.status());
@@ -91,12 +91,13 @@ fn no_acknowledged_update_is_lost_by_kill_9() {
                                 last.store(sequence, Ordering::SeqCst);
                                 total.fetch_add(1, Ordering::SeqCst);
                             }
-                            // One that was stored but not acknowledged before the server died.
+                            // The server may have stored an update without acknowledging it before
+                            // it died.
                             sequence = reply.sequence + 1;
                         }
                     });
                 }
-                // In this namespace already: sockets are made above.
+                // The sockets above already belong to this namespace.
                 for node in nodes {
                     scope.spawn(node);
                 }
@@ -136,10 +137,10 @@ fn mapping_outlives_a_restart_with_the_lifetime_that_is_left() {
         let mut node = Node::new(1, 1, PORT);
         let reply = node.update(5);
         assert_eq!(reply.outcome, 0);
-        // What is left when it is stored.
+        // The lifetime left at the time of storing.
         assert!((590..=600).contains(&reply.lifetime_s), "{reply:?}");
         assert_eq!(server.stop(), Some(0));
-        // Without a server the command reads the store.
+        // Without a server, the command reads the store.
         let [row] = &files.list()[..] else {
             panic!("one node");
         };
@@ -182,7 +183,7 @@ fn replicas_work_by_themselves_and_learn_of_a_new_key_from_its_node() {
         let at_second = Node::new(2, 1, PORT + 1).lookup(1);
         assert_eq!(Node::new(2, 1, PORT).lookup(1), at_second);
 
-        // A new key is made at the first; the second knows of it when the node comes with it.
+        // The first server makes a new key; the second learns of the key when the node uses it.
         fs::remove_file(&key_file).unwrap();
         enroll(&first);
         assert!(!Node::new(1, 1, PORT).is_answered());
@@ -232,7 +233,7 @@ fn enrollment_makes_a_private_key_file_with_and_without_a_server() {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("servers = [\"[::1]:47413\"]\n"), "{text}");
 
-        // A key file that is there stays, and so does the key that is in it.
+        // An existing key file stays unchanged, and its key stays valid.
         let refused = enroll(&[]);
         assert_eq!(refused.status.code(), Some(1));
         assert!(said(&refused).starts_with("Cannot make the key file"));
@@ -252,7 +253,7 @@ fn enrollment_makes_a_private_key_file_with_and_without_a_server() {
         assert!(!Node::new(7, 1, PORT).is_answered());
         assert!(Node::new(7, 2, PORT).is_answered());
 
-        // The same once more, on standard output.
+        // The same key again, on standard output.
         let again = files.run(&["enroll", &address, "--generation", "2"]);
         assert!(String::from_utf8_lossy(&again.stdout).contains("generation = 2\n"));
         assert!(Node::new(7, 2, PORT).is_answered());
@@ -321,7 +322,7 @@ fn server_that_cannot_start_says_why_in_one_sentence() {
     });
 }
 
-/// Mounts a small file system for the threads and processes of the caller.
+/// Mounts a small file system for the caller's threads and processes.
 fn mount_small(path: &Path) {
     fs::create_dir_all(path).unwrap();
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
@@ -350,12 +351,12 @@ fn full_disk_refuses_updates_and_answers_lookups_until_there_is_room() {
         let mut node = Node::new(1, 1, PORT);
         assert_eq!(node.update(1).outcome, 0);
         let filler = files.path("store/filler");
-        // Ends when there is no room left.
+        // The write ends when the file system is full.
         let full = fs::write(&filler, vec![0; 16 << 20]);
         assert!(full.is_err());
         let mut others = 100;
         let (failed, sequence) = wait_for("a refusal", || {
-            // Each new node makes the store grow, until it can't.
+            // Each new node makes the store grow, until the file system is full.
             others += 1;
             let reply = Node::new(others, 1, PORT).update(1);
             (reply.outcome != 0).then_some((reply.outcome, reply.sequence))

@@ -16,7 +16,7 @@ fn domain_moves_live_between_the_hosts() {
     }
     let lab = Lab::up(LabConfig::new("testmove")).unwrap();
     let (source, destination) = (lab.vms1(), lab.vms2());
-    // Without a disk the firmware runs for ever, and that is enough to be moved.
+    // Without a disk, the firmware runs forever, which suffices for a migration.
     let domain = lab.vms1().shared_directory().join("domain.xml");
     let xml = "<domain type='qemu'><name>idle</name><memory unit='MiB'>64</memory>\
          <os><type arch='x86_64' machine='q35'>hvm</type></os>\
@@ -48,7 +48,7 @@ fn domain_moves_live_between_the_hosts() {
             .trim(),
         ""
     );
-    // The guest outlives its libvirtd, which finds it again.
+    // The guest outlives its libvirtd, which finds the guest again.
     destination.kill_libvirtd().unwrap();
     destination.wait_libvirtd().unwrap();
     let state = destination

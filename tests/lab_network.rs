@@ -1,4 +1,5 @@
-//! The lab's network: trees grow and go as the sites say, and switches forward by membership.
+//! The lab's network: multicast trees grow and disappear as configured per site, and switches
+//! forward by membership.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +20,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 const PORT: u16 = 5001;
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A lab without libvirtd, for what needs only the network.
+/// Makes a lab without libvirtd, for tests of the network only.
 fn network(name: &str, second: Site) -> Lab {
     let config = LabConfig::new(name);
     Lab::up(LabConfig {
@@ -34,7 +35,7 @@ fn address(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 1, last)
 }
 
-/// Joins in the node's namespace; leaves when dropped.
+/// Joins in the node's namespace; dropping the sockets leaves.
 fn join(node: &Node, interface: &str, addresses: &[Ipv6Addr]) -> Vec<UdpSocket> {
     node.within(|| {
         let ifindex = if_nametoindex(interface).unwrap();
@@ -70,7 +71,7 @@ fn sender(lab: &Lab) -> UdpSocket {
         .unwrap()
 }
 
-/// Sends to an address until the listener gets something.
+/// Sends to an address until the listener receives a packet.
 fn wait_for_packet(sender: &UdpSocket, listener: &UdpSocket, address: Ipv6Addr) {
     wait::until("a packet", DEADLINE, || {
         sender.send_to(b"x", (address, PORT)).unwrap();
@@ -86,7 +87,7 @@ fn time_of(events: &[LoggedEvent], wanted: &Event) -> u64 {
         .at_ns
 }
 
-/// How many entries the switch's multicast database has for an address.
+/// Returns the number of entries for an address in the switch's MDB.
 fn entries(lab: &Lab, site: usize, address: Ipv6Addr) -> usize {
     let switch = lab.switch(site);
     let said = switch
@@ -199,7 +200,7 @@ fn unicast_only_site_gets_nothing_until_multicast_is_given_to_it() {
     let lab = network("testucast", Site::UnicastOnly);
     let sender = sender(&lab);
     let remote = join(lab.vms2(), "br0", &[address(3)]);
-    // The other site shows that packets do flow.
+    // The other site shows that packets flow.
     let control = join(lab.vms1(), "br0", &[address(3)]);
     let site = || lab.router().status().unwrap().sites.remove(1);
     wait::until("the router to know the listener", DEADLINE, || {
@@ -279,7 +280,7 @@ fn switch_forwards_only_to_ports_that_joined() {
         return;
     }
     let lab = network("testsnoop", Site::Multicast);
-    // A second host at the switch that never joins.
+    // A second host at the switch, which never joins.
     let switch = lab.switch(2);
     netns::ip(
         switch.namespace(),
@@ -292,8 +293,8 @@ fn switch_forwards_only_to_ports_that_joined() {
     let sender = sender(&lab);
     let listener = join(lab.vms2(), "br0", &[address(5)]);
     wait_for_packet(&sender, &listener[0], address(5));
-    // A bridge floods until it has been a querier for as long as answers to its first Query may
-    // take. From then on Queries and neighbour discovery may pass, 200 kB of the stream may not.
+    // A bridge floods until it has been a querier for the Max Response Time of its first Query.
+    // Afterwards Queries and neighbour discovery may pass, but not 200 kB of the stream.
     let snooping = Duration::from_secs(30);
     wait::until(
         "the switch to forward to joined ports only",
@@ -308,7 +309,7 @@ fn switch_forwards_only_to_ports_that_joined() {
     .unwrap();
 }
 
-/// Sends packets of 1,000 bytes to address 5, and waits until the listener gets one.
+/// Sends packets of 1,000 bytes to address 5, and waits until the listener receives one.
 fn send_all(sender: &UdpSocket, listener: &UdpSocket, count: usize) {
     let payload = [0; 1000];
     for _ in 0..count {
@@ -349,7 +350,7 @@ fn relays_receive_at_a_site_of_their_own_and_reach_the_vm_hosts() {
         let there = (lab.vms2().address(), 0);
         let listener = lab.vms2().within(|| TcpListener::bind(there)).unwrap();
         let to = listener.unwrap().local_addr().unwrap();
-        // The listener is gone: that the host itself says so shows that it is reached.
+        // Nobody listens any more; the host's own refusal shows that packets reach the host.
         let refused = relay.within(|| TcpStream::connect_timeout(&to, DEADLINE));
         let error = refused.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
@@ -411,7 +412,7 @@ fn hosts_of_one_subnet_share_a_switch_and_listen_apart() {
     for listener in &listeners {
         wait_for_packet(&sender, &listener[0], address(1));
     }
-    // A switch that knows of nobody yet floods.
+    // A switch without any known listener floods.
     wait::until("both entries", DEADLINE, || {
         (entries(&lab, 1, address(1)) == 2).then_some(())
     })
@@ -440,7 +441,7 @@ fn forgotten_listeners_get_nothing_until_they_report_again() {
     for (last, socket) in (1..).zip(&listener) {
         wait_for_packet(&sender, socket, address(last));
     }
-    // The kernel says once more what it has joined, some time in the first second.
+    // The kernel repeats its Reports some time in the first second.
     wait::until("the listener to be forgotten", DEADLINE, || {
         lab.forget_listeners(&[address(1)]).ok()?;
         let grown = lab.router().forwards(address(1), 2).ok()?;
@@ -448,7 +449,7 @@ fn forgotten_listeners_get_nothing_until_they_report_again() {
     })
     .unwrap();
     assert!(lab.router().forwards(address(2), 2).unwrap());
-    // The kernel reports again what is joined anew.
+    // The kernel reports anew after a new join.
     drop(listener);
     let listener = join(lab.vms2(), "br0", &[address(1)]);
     wait_for_packet(&sender, &listener[0], address(1));

@@ -1,4 +1,4 @@
-//! Nothing of a lab stays behind, however it ends.
+//! Nothing of a lab remains, however the lab ends.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A lab without libvirtd, for what needs only the network.
+/// Makes a lab without libvirtd, for tests of the network only.
 fn network(name: &str, second: Site) -> Lab {
     let config = LabConfig::new(name);
     Lab::up(LabConfig {
@@ -37,7 +37,8 @@ fn removed_lab_leaves_no_namespace_process_mount_or_directory() {
         .vms1()
         .spawn("sleep", with_argument(sleeper, "600"))
         .unwrap();
-    // One router, two hosts with a libvirtd each, and the sleeper once it is inside.
+    // One router, two hosts with a libvirtd each, and the sleeper once it has entered the
+    // namespace.
     let pids = wait::until("the sleeper in its namespace", DEADLINE, || {
         let found = registry::processes("testdown");
         let pids: Vec<i32> = found.iter().map(|found| found.pid).collect();
@@ -75,8 +76,8 @@ fn assert_nothing_left(name: &str) {
     assert!(!registry::directory(name).exists());
 }
 
-/// Not a test by itself: the process that `killed_lab_is_removed_by_the_next_one` and
-/// `interrupted_lab_is_removed` end.
+/// Helper process, not a test: `killed_lab_is_removed_by_the_next_one` and
+/// `interrupted_lab_is_removed` start and end it.
 #[test]
 #[ignore = "started by other tests"]
 fn helper_holds_a_lab() {

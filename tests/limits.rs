@@ -1,5 +1,5 @@
-//! libvirt's bandwidth limits on a VM's NICs and the agent's programs on the same TAPs, in any order:
-//! the domain starts, the limits limit, and each program is on its side.
+//! libvirt's bandwidth limits on a VM's NICs together with the agent's programs on the same TAPs,
+//! in any order of attachment: the domain starts, the limits work, and each program is on its side.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -24,16 +24,16 @@ const STREAM: StreamConfig = StreamConfig {
     flows: 1,
     kind: StreamKind::Probe,
 };
-/// Half of the stream, and less than a packet a second.
+/// Half of the stream's rate inbound, and less than a packet per second outbound.
 const LIMITS: Bandwidth = Bandwidth {
     inbound: 125,
     outbound: 1,
 };
-/// Where the guest sends multicast of its own.
+/// Multicast address to which the guest sends.
 const OWN: &str = "ff1e::4000:99";
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// What libvirt has `tc` do, in a network namespace of its own.
+/// The `tc` commands that libvirt runs, in a separate network namespace.
 const LIMITED: &str = "
     ip link set lo up
     tc qdisc add dev lo root handle 1: htb default 1
@@ -44,7 +44,7 @@ const LIMITED: &str = "
     tc filter add dev lo parent ffff: protocol all u32 match u32 0 0 \
         police rate 1kbps burst 1kb mtu 64kb drop flowid :1";
 
-/// Why the kernel of this machine cannot limit, if so.
+/// Returns the reason why this kernel cannot limit, if it cannot.
 fn cannot_limit() -> Option<String> {
     let script = format!("set -e\n{LIMITED}");
     let output = Command::new("unshare")
@@ -66,7 +66,7 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
     let agents = Some(AgentOptions::DEFAULT);
     let mut testbed = Testbed::up(LabConfig::new("limits"), 128, agents).unwrap();
     testbed.limit(Some(LIMITS));
-    // A domain that starts while the agent looks for new TAPs.
+    // The domain starts while the agent looks for new TAPs.
     for start in 1..=2 {
         eprintln!("start {start}");
         testbed.boot().unwrap();
@@ -92,7 +92,7 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
     tune("0", "0");
     programs_are_on_their_sides(&mut testbed);
     let unlimited = qdiscs(&vms1, &tap(&vms1, &name));
-    // Without TCX the agent has a root qdisc of that kind itself.
+    // Without TCX, the agent itself has a root qdisc of that kind.
     assert!(!unlimited.contains("htb 1:"), "{unlimited}");
 
     eprintln!("set again");
@@ -106,7 +106,7 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
     limits_limit(&testbed);
     gate_counts_what_comes_in(&vms1);
 
-    // The limits are there when the agent comes back, and when it comes for the first time.
+    // The limits exist both when the agent restarts and when it starts for the first time.
     eprintln!("agent started again");
     testbed.agents().unwrap().kill(0);
     testbed.restart_agent(0).unwrap();
@@ -125,10 +125,10 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
     stream.stop().unwrap();
 }
 
-/// Name of the TAP of the guest's first NIC.
+/// Returns the TAP of the guest's first NIC.
 fn tap(vms: &Vms, domain: &str) -> String {
     let list = virsh(vms, &["domiflist", domain]).unwrap();
-    // The table's head is not always there.
+    // Some versions print no table head.
     let tap = list.lines().find_map(|row| {
         let mut columns = row.split_whitespace();
         let tap = columns.next()?;
@@ -142,7 +142,7 @@ fn qdiscs(vms: &Vms, tap: &str) -> String {
         .unwrap()
 }
 
-/// Has the guest listen to the stream.
+/// Makes the guest listen to the stream.
 fn listen(testbed: &mut Testbed) {
     let guest = testbed.guest().unwrap().clone();
     guest
@@ -152,8 +152,8 @@ fn listen(testbed: &mut Testbed) {
     stream::wait_snooped(testbed, 1).unwrap();
 }
 
-/// Both programs of both TAPs are attached, each on its side and first there, apart from the filter
-/// that libvirt puts first on its root qdisc.
+/// Asserts that both programs of both TAPs are attached on their sides and run first, except for
+/// libvirt's filter, which is first on its root qdisc.
 fn programs_are_on_their_sides(testbed: &mut Testbed) {
     let vms1 = testbed.lab().vms1().clone();
     let agents = testbed.agents().unwrap();
@@ -179,7 +179,7 @@ fn programs_are_on_their_sides(testbed: &mut Testbed) {
     attached.unwrap_or_else(|error| panic!("{error}: {status:#}"));
 }
 
-/// More than the limits is dropped on both sides.
+/// Asserts that excess traffic is dropped on both sides.
 fn limits_limit(testbed: &Testbed) {
     let vms1 = testbed.lab().vms1();
     let guest = testbed.guest().unwrap();
@@ -196,12 +196,12 @@ fn limits_limit(testbed: &Testbed) {
         (dropped(&["qdisc", "show", "root"])? > 0).then_some(())
     })
     .unwrap();
-    // Fragments that leave together: a limit lets a burst of a second pass.
+    // The fragments leave together, because a limit lets a burst of one second pass.
     let ping = ["-6", "-I", "eth0", "-c", "3", "-W", "1", "-s", "8000", OWN];
     eprintln!("    drops on the way out");
     wait::until("drops on the way out", DEADLINE, || {
         let output = guest.run("ping", &ping, DEADLINE).unwrap();
-        // Nobody answers.
+        // No node answers.
         let sent = "3 packets transmitted, 0";
         assert!(output.stdout().contains(sent), "{output:?}");
         (dropped(&["filter", "show", "ingress"])? > 0).then_some(())
@@ -209,7 +209,7 @@ fn limits_limit(testbed: &Testbed) {
     .unwrap();
 }
 
-/// `gate` counts what comes in, and nothing else.
+/// Asserts that `gate` counts what enters the TAP, and nothing else.
 fn gate_counts_what_comes_in(vms: &Vms) {
     let delivered = delivered(vms);
     let own: std::net::Ipv6Addr = OWN.parse().unwrap();
@@ -217,7 +217,7 @@ fn gate_counts_what_comes_in(vms: &Vms) {
     assert!(delivered.contains(&STREAM_ADDRESS), "{delivered:?}");
 }
 
-/// Multicast addresses that `gate` has counted.
+/// Returns the multicast addresses that `gate` counted.
 fn delivered(vms: &Vms) -> Vec<std::net::Ipv6Addr> {
     let pin = format!("/sys/fs/bpf/roamcast/v{LAYOUT_VERSION}/DELIVERED");
     let dump = vms

@@ -1,4 +1,4 @@
-//! The host machine: a command in it is as one outside, and what goes wrong is said.
+//! The host machine: a command inside runs as outside, and failures are reported.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Two nodes of MAT through real interfaces and a router: what applications on their HoAs see, and
-//! what is on the wire.
+//! Two nodes of MAT over real interfaces and a router: the view of applications on their HoAs, and
+//! the packets on the wire.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,7 +35,7 @@ use tcpdump::Tcpdump;
 
 const BOTH: [Moas; 2] = [Moas::Neutral, Moas::Given];
 const PORT: u16 = 6000;
-/// Kinds of records in Reports (RFC 9777 §5.2.12).
+/// Record types in Reports (RFC 9777 §5.2.12).
 const IS_INCLUDE: u8 = 1;
 const IS_EXCLUDE: u8 = 2;
 const TO_INCLUDE: u8 = 3;
@@ -72,7 +72,8 @@ fn tcp_and_udp_go_both_ways_whoever_finishes_checksums() {
     for moas in BOTH {
         for on in [true, false] {
             let net = Net::new(moas);
-            // The router finishes what is unfinished, and the receiver looks at all of it.
+            // The router completes checksums and aggregates, so that the receiver verifies all of
+            // them.
             for port in ["to-a", "to-b0"] {
                 offload(&net.router, port, false);
             }
@@ -131,8 +132,8 @@ fn packet_too_big_reaches_the_socket_and_is_forgotten_with_the_path() {
     }
     for moas in BOTH {
         let net = Net::new(moas);
-        // Of the way to B only: a veth with a smaller MTU would drop what comes from B, unless it is
-        // aggregated, and say nothing.
+        // Only the path to B gets a smaller MTU: a veth with a smaller MTU would silently drop what
+        // comes from B, unless aggregated.
         net.router
             .ip("-6 route replace 2001:db8:b0::/64 dev to-b0 metric 256 mtu lock 1300");
         let socket = udp(&net.a.namespace, (HOA_A, 0));
@@ -162,7 +163,7 @@ fn unreachable_reaches_the_socket() {
     }
     for moas in BOTH {
         let net = Net::new(moas);
-        // From the peer itself.
+        // Send from the peer itself.
         let socket = udp(&net.a.namespace, (HOA_A, 0));
         socket.connect((HOA_B, PORT)).unwrap();
         socket.send(b"x").unwrap();
@@ -170,7 +171,7 @@ fn unreachable_reaches_the_socket() {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
         let refused = net.a.namespace.run(|| TcpStream::connect((HOA_B, PORT)));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
-        // From a router.
+        // Send from a router.
         let moa = net.b.moas[0];
         net.router
             .ip(&format!("-6 route add unreachable {moa}/128"));
@@ -219,7 +220,7 @@ fn packets_go_another_way_when_routes_change() {
         return;
     }
     let net = Net::new(Moas::Neutral);
-    // A router of its own on the same link, but for where it is.
+    // A second router on the same link, which differs only in its position.
     net.router
         .ip("link add other link to-a type macvlan mode bridge");
     net.router.ip("link set other up");
@@ -383,7 +384,7 @@ fn all_that_is_joined_on_mat0_is_reported_anew_and_nothing_is_left_for_it() {
         lab::listener::join_source(&socket, "mat0", specific, source).unwrap();
         socket
     });
-    // A Report of a change lists nothing as it is.
+    // A State Change Report lists no current state.
     let mut changes = 0;
     wait_for("the joins", || {
         let records = records(&capture.message()?, &[any_source, specific]);
@@ -410,7 +411,8 @@ fn all_that_is_joined_on_mat0_is_reported_anew_and_nothing_is_left_for_it() {
     drop(socket);
 }
 
-/// What a Report says of some multicast addresses. There are no Queries: nobody here sends any.
+/// Returns a Report's records for the given addresses. There are no Queries, because no node here
+/// sends any.
 fn records(message: &Mld, addresses: &[Ipv6Addr]) -> Vec<Record> {
     let Mld::Report(records) = message else {
         panic!("{message:?}");

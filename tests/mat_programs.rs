@@ -1,5 +1,5 @@
-//! The programs of a node by program test-run: what a frame becomes, what is counted; and by the same
-//! rules in memory.
+//! The programs of a node by program test-run: resulting frames and counters, compared with the
+//! same rules in memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 const PAYLOAD: &[u8] = b"odd payload";
 
-/// Runs a frame in the kernel and in memory, which have to agree; returns what it becomes.
+/// Runs a frame in the kernel and in memory, asserts equal results, and returns the result.
 fn both(world: &World, kernel: &mut Kernel, name: &str, frame: &[u8]) -> (Decision, Vec<u8>) {
     let mut memory = frame.to_vec();
     let decision = if name == "mat_out" {
@@ -49,7 +49,7 @@ fn both(world: &World, kernel: &mut Kernel, name: &str, frame: &[u8]) -> (Decisi
     (decision, out)
 }
 
-/// Runs a frame in a world of its own.
+/// Runs a frame in a separate world.
 fn alone(world: &World, name: &str, frame: &[u8]) -> (Decision, Vec<u8>) {
     both(world, &mut Kernel::load(world), name, frame)
 }
@@ -254,7 +254,7 @@ fn extension_headers_and_fragments_are_passed_on() {
             bare[20] = 6;
             bare[18..20].copy_from_slice(&plain[18..20]);
             bare.extend(&out[tail..]);
-            // What is no first fragment has no checksum, and stays as it is.
+            // A non-first fragment carries no checksum and stays unchanged.
             assert_eq!(checksum_is_right(&bare), right || !given, "{headers:?}");
             assert_eq!(out[54..tail], frame[54..tail]);
         }
@@ -287,7 +287,7 @@ fn a_packet_to_an_unknown_peer_is_held() {
         assert_eq!(held[0][16..20], (frame.len() as u32).to_ne_bytes());
         assert_eq!(held[0][24..24 + frame.len()], frame);
     }
-    // The daemon learns of the peer, the sender of the loss.
+    // The daemon learns of the peer, and the sender learns of the loss.
     let frame = udp(world.hoa, unknown, &[7; 2049 - 62]);
     assert_eq!(kernel.run("mat_out", &frame).0, SHOT);
     assert_eq!(kernel.held()[0][16..20], [0; 4]);

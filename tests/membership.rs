@@ -1,5 +1,5 @@
-//! Memberships of the host on the bridge, and the bridge's multicast database, against the kernel:
-//! the Reports that leave the bridge are captured behind its uplink.
+//! The host's memberships on the bridge and the bridge's MDB, on real kernels. A capture behind the
+//! bridge's uplink sees the Reports.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -54,7 +54,7 @@ fn any_source(address: Ipv6Addr) -> Membership {
     membership(address, FilterMode::Exclude, &[])
 }
 
-/// A bridge with one uplink, and the namespace at its other end.
+/// Makes a bridge with one uplink, and the namespace at its other end.
 fn host_and_peer() -> (Namespace, Namespace) {
     let host = Namespace::new("host");
     let peer = Namespace::new("peer");
@@ -73,7 +73,7 @@ fn memberships(host: &Namespace) -> Memberships {
     host.run(|| Memberships::new(ifindex))
 }
 
-/// Whether a record of that kind names the address with exactly these sources.
+/// Returns true if a record of that type names the address with exactly these sources.
 fn has(records: &[Record], kind: u8, address: Ipv6Addr, sources: &[u16]) -> bool {
     records.iter().any(|record| {
         let mut listed = record.sources.clone();
@@ -109,7 +109,7 @@ fn a_source_specific_join_never_reports_any_source() {
     let address = Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0x1234, 1);
     host.run(|| memberships.join(&membership(address, FilterMode::Include, &[1, 2, 3])))
         .unwrap();
-    // The kernel may report the first source ahead of the others.
+    // The kernel may report the first source before the others.
     let mut reported = std::collections::BTreeSet::new();
     wait_for("all sources allowed", || {
         if let Some(Mld::Report(records)) = capture.message() {
@@ -151,8 +151,8 @@ fn replacing_a_filter_never_leaves_in_between() {
                 !has(records, TO_INCLUDE, group(2), &[]),
                 "left in between: {records:?}"
             );
-            // While a change of mode is being repeated, the kernel reports the next change of the
-            // list as the whole list (RFC 9777 §6.1).
+            // While the kernel repeats a change of mode, it reports the next change of the list as
+            // the whole list (RFC 9777 §6.1).
             has(records, kind, group(2), reported) || has(records, TO_EXCLUDE, group(2), sources)
         });
     }
@@ -230,7 +230,7 @@ fn a_prune_makes_the_querier_ask_and_drop_the_port() {
         return;
     }
     let (host, peer) = host_and_peer();
-    // The other end becomes an access switch that is the querier.
+    // The other end becomes an access switch and querier.
     peer.ip("link set eth0 down");
     peer.ip(
         "link add sw0 type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 1 \
@@ -247,7 +247,7 @@ fn a_prune_makes_the_querier_ask_and_drop_the_port() {
     wait_for("querier", || {
         (capture.message() == Some(Mld::Query(Ipv6Addr::UNSPECIFIED))).then_some(())
     });
-    // What a VM that was moved away has left behind.
+    // A leftover entry of a VM that moved away.
     peer.bridge(&format!("mdb add dev sw0 port eth0 grp {} temp", group(7)));
     let mut memberships = memberships(&host);
     host.run(|| memberships.prune(&key(group(7)))).unwrap();
@@ -277,7 +277,7 @@ fn mdb_entries_carry_mode_and_sources() {
     for outcome in mdb.add(&added).unwrap() {
         outcome.unwrap();
     }
-    // Again: an entry that is there is replaced.
+    // Adding an existing entry replaces it.
     for outcome in mdb.add(&added).unwrap() {
         outcome.unwrap();
     }
@@ -358,7 +358,7 @@ fn mdb_entry_that_would_end_soon_lasts_as_long_as_a_new_one_once_it_is_added_aga
     assert!(seconds_left() > 200.0, "{}", seconds_left());
 }
 
-/// Whether the kernel is of this version or newer.
+/// Returns true if the kernel has at least this version.
 fn kernel_is_since(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|it| it.parse().ok());

@@ -1,4 +1,4 @@
-//! A real guest, moved by real libvirt between two VM hosts in different subnets.
+//! libvirt moves a real guest between two VM hosts in different subnets.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -31,19 +31,19 @@ use lab::scenario::{STREAM_ADDRESS, Testbed, ensure_runs_only_on};
 use lab::{LabConfig, Site, machine, requirements, wait};
 use serde_json::{Value, json};
 
-/// The paper's stream.
+/// Stream of the paper.
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 20.0,
     flows: 1,
     kind: StreamKind::Probe,
 };
-/// What an emulated host carries beside all else.
+/// Stream that an emulated host can carry beside its other load.
 const LIGHT: StreamConfig = StreamConfig {
     rate_mbps: 2.0,
     flows: 1,
     kind: StreamKind::Probe,
 };
-/// Slow enough for two busy cores to encode and translate.
+/// Stream slow enough for two busy CPUs to encode and translate.
 const TELEVISION: StreamConfig = StreamConfig {
     rate_mbps: 4.0,
     flows: 1,
@@ -51,7 +51,7 @@ const TELEVISION: StreamConfig = StreamConfig {
 };
 const MOVE: Duration = Duration::from_secs(60);
 const LATE: Site = Site::Late(2000);
-/// More than the late tree takes.
+/// Timeouts longer than the growth of the late tree.
 const PATIENT: AgentOptions = AgentOptions {
     tree_budget_ms: Some(5000),
     ..AgentOptions::DEFAULT
@@ -74,7 +74,8 @@ fn moved(testbed: &mut Testbed, site: Site, mover: Mover, stream: StreamConfig) 
     run
 }
 
-/// Both agents tell of a move that completed, with the stream native at the destination.
+/// Asserts that both agents recorded a completed migration, with the stream native at the
+/// destination.
 fn assert_recorded(testbed: &mut Testbed) {
     for (host, direction, peer) in [(0, "outgoing", "vms2"), (1, "incoming", "vms1")] {
         let row = testbed.last_record(host).unwrap();
@@ -119,7 +120,7 @@ fn a_move_keeps_the_stream_at_a_multicast_site_and_at_a_late_one() {
     a_move_to_a_late_site_waits_for_the_tree(&mut testbed);
 }
 
-/// Its network changes to one whose tree takes two seconds to grow.
+/// Moves the guest to a site whose tree takes two seconds to grow.
 fn a_move_to_a_late_site_waits_for_the_tree(testbed: &mut Testbed) {
     let router = testbed.lab().router();
     wait::until("the tree to be pruned", Duration::from_secs(20), || {
@@ -145,20 +146,21 @@ fn a_light_stream_goes_on_through_one_move() {
     ensure_runs_only_on(&testbed, "vms2").unwrap();
     assert_recorded(&mut testbed);
     if machine::inside() {
-        // There the move is to show that KVM and vhost-net do not change anything. The kernel
-        // keeps the first 15 bytes of a program's name.
+        // This migration shows that KVM and vhost-net change nothing. The kernel keeps the first 15
+        // bytes of a program's name.
         for device in ["/dev/kvm", "/dev/vhost-net"] {
             assert!(has_open("qemu-system-x86", device), "QEMU without {device}");
         }
     }
 }
 
-/// Hostile frames of a VM, each time, and how long it rests then: so many that others still get a processor.
+/// Hostile frames per burst of a VM, and the pause after each burst, so that others still get a
+/// CPU.
 const AT_ONCE: usize = 20;
 const REST: Duration = Duration::from_millis(10);
 
-/// A VM on a host that sends hostile frames of each kind in turn from when it is told to begin until it is told to
-/// stop; returns how many.
+/// Sends hostile frames of each kind in turn as a VM on a host, from `has_begun` until `is_over`.
+/// Returns their number.
 fn flood(host: &Node, has_begun: &AtomicBool, is_over: &AtomicBool) -> usize {
     while !has_begun.load(Ordering::Relaxed) {
         if is_over.load(Ordering::Relaxed) {
@@ -177,7 +179,7 @@ fn flood(host: &Node, has_begun: &AtomicBool, is_over: &AtomicBool) -> usize {
     });
     let mut sent = 0;
     for frame in in_turn {
-        // What the host refuses was not said.
+        // A frame that the host refuses was not sent.
         let _ = tap.write(frame);
         sent += 1;
         if sent % AT_ONCE == 0 {
@@ -228,7 +230,7 @@ fn a_move_beside_vms_that_send_hostile_frames_is_exact() {
     assert_recorded(&mut testbed);
 }
 
-/// Whether a process of that name has a device open.
+/// Returns true if a process of that name has a device open.
 fn has_open(name: &str, device: &str) -> bool {
     let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
     entries("/proc".into())
@@ -266,7 +268,7 @@ fn a_guest_that_moves_back_at_once_receives_natively_again() {
         .start_receiver(RECEIVER, stream::receiver(&STREAM))
         .unwrap();
     guest.wait_arrivals(RECEIVER, 100, MOVE).unwrap();
-    // The first two are there and back while the source's tree is being pruned.
+    // The first two migrations go there and back while the source's tree is being pruned.
     for (number, destination) in (0..).zip(["vms1", "vms2", "vms1"]) {
         let output = guest.run("migkick", &["go", destination], MOVE).unwrap();
         output.into_success().unwrap();
@@ -279,13 +281,13 @@ fn a_guest_that_moves_back_at_once_receives_natively_again() {
     stream.stop().unwrap();
 }
 
-/// What is in the memory of every guest.
+/// Text in the memory of every guest.
 const BANNER: &[u8] = b"Linux version 6.";
-/// Longer than the agent takes to see new certificates.
+/// Longer than the agent takes to notice new certificates.
 const SEEN: Duration = Duration::from_secs(60);
 
-/// Whether somebody on the way of the copy can read the guest's memory when it moves away from `host`, and what the record
-/// says of the copy.
+/// Returns whether an eavesdropper on the copy's path could read the guest's memory when it left
+/// `host`, and the record's description of the copy.
 fn overheard(testbed: &mut Testbed, host: usize) -> (bool, Value) {
     let (source, destination) = (
         testbed.lab().vms()[host].clone(),
@@ -336,7 +338,8 @@ fn memory_is_read_by_nobody_on_its_way_once_qemu_has_certificates() {
     .unwrap();
     assert_eq!(overheard(&mut testbed, 1), (false, json!({ "way": "tls" })));
 
-    // The destination's is of another CA now: the move fails, and is not made in the clear.
+    // The destination's certificate now has another CA: the migration fails, and libvirt does not
+    // fall back to plaintext.
     let ca = hosts[1].qemu_pki_directory().join("ca-cert.pem");
     std::fs::copy(hosts[1].shared_directory().join("cacert.pem"), ca).unwrap();
     let domain = testbed.domain_name().to_owned();

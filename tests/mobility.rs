@@ -1,5 +1,5 @@
-//! Unicast mobility: a real guest is moved by real libvirt, and its sessions by its permanent address
-//! go on.
+//! Unicast mobility: libvirt moves a real guest, and the sessions on its permanent address
+//! continue.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -18,11 +18,11 @@ use lab::scenario::{STREAM_ADDRESS, Testbed};
 use lab::{LabConfig, requirements, wait};
 use serde_json::Value;
 
-/// The paper's rate, Mbit/s.
+/// Rate of the paper, Mbit/s.
 const RATE_MBPS: f64 = 20.0;
-/// How long something may take to be known everywhere.
+/// Timeout for information to reach every node.
 const KNOWN: Duration = Duration::from_secs(20);
-/// How long a VM that has arrived may take to let the agent know what it listens to.
+/// Timeout for an arrived VM to report its listeners to the agent.
 const ANNOUNCED: Duration = Duration::from_secs(5);
 
 fn testbed(name: &str) -> Testbed {
@@ -35,7 +35,7 @@ fn streams() -> Streams {
     StreamConfig::probe(RATE_MBPS).into()
 }
 
-/// No session broke, and no ping was lost. How long they stood still is for `bench handover`.
+/// Asserts that no session broke and no ping was lost. `bench handover` measures the interruption.
 fn assert_kept(rows: &[RunRow]) {
     for row in rows {
         eprintln!("{row:?}");
@@ -47,13 +47,13 @@ fn assert_kept(rows: &[RunRow]) {
     }
 }
 
-/// No packet was lost, doubled or reordered.
+/// Asserts that no packet was lost, duplicated or reordered.
 fn assert_exact(row: &RunRow) {
     let found = (row.lost, row.duplicated, row.reordered);
     assert_eq!(found, (0, 0, 0), "{row:?}");
 }
 
-/// Waits until the agent of a VM host knows, by MLD, what the VM that has come there listens to.
+/// Waits until the agent of a VM host knows, by MLD, the arrived VM's listeners.
 fn wait_known(testbed: &mut Testbed, host: usize) {
     let (domain, vms) = (
         testbed.domain_name().to_owned(),
@@ -150,7 +150,7 @@ fn address_that_somebody_else_has_is_not_taken_and_the_next_move_takes_another()
     };
     let taken = moa(&mut shuttle);
     shuttle.go(Mover::Migkick).unwrap();
-    // The switch of the destination's link has it now.
+    // The switch of the destination's link has the address now.
     let switch = shuttle.testbed().lab().switch(2);
     let address = format!("{taken}/64");
     let mut ip = switch.command("ip");

@@ -1,5 +1,5 @@
-//! The kernel programs as they were built, without a kernel: what the verifiers of old kernels refuse
-//! is seen on every machine.
+//! The eBPF object as built, without a kernel: every machine sees what the verifiers of old kernels
+//! refuse.
 
 #![allow(clippy::expect_used, reason = "helpers of tests may panic like tests")]
 
@@ -8,8 +8,8 @@ mod linked;
 
 use linked::Linked;
 
-/// Bytes of the stack that a chain of calls may take. The kernel's limit is 512; the rest is for
-/// compilers that lay frames out differently.
+/// Limit for the stack of a call chain, bytes. The kernel's limit is 512; the difference is a
+/// reserve for compilers that lay out frames differently.
 const STACK_BYTES: usize = 448;
 
 fn programs() -> Vec<Linked> {

@@ -1,5 +1,5 @@
-//! Kernel and userspace agree on the same frames: a corpus of captured frames, and generated
-//! frames, valid and broken.
+//! The kernel programs and userspace agree on the same frames: a corpus of captured frames, and
+//! generated frames, valid and broken.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -30,7 +30,7 @@ use proptest::test_runner::{Config, TestRunner};
 use store::{MemoryStore, meaning};
 use support::{IFINDEX, Kernel, PASS};
 
-/// Both implementations, with everything that they received so far.
+/// Both implementations, with everything that they have received so far.
 struct Pair {
     kernel: Kernel,
     store: MemoryStore,
@@ -53,7 +53,7 @@ impl Pair {
         self.kernel.snoop(bytes);
         self.kernel.events();
         if self.kernel.counter(Counter::Unfinished) > unfinished_before {
-            // Nothing to compare: the kernel passes this frame to userspace.
+            // The kernel passes this frame to userspace, so there is nothing to compare.
             return;
         }
         self.now_ns += 1_000_000;
@@ -183,7 +183,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
-/// Frames into a TAP: counts and records.
+/// Frames that enter a TAP: counts and records.
 #[test]
 fn gate_reads_any_frame_as_userspace_does() {
     let Some(gated) = Gated::load() else {

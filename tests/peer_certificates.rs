@@ -1,4 +1,5 @@
-//! Certificates of the signalling over real sockets: whose connections are taken, and how long they last.
+//! Certificates of the signalling over real sockets: which connections an agent accepts, and how
+//! long they last.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +25,7 @@ use rustls::version;
 use certificate::certify;
 use signalling::*;
 
-/// What the certificate of an agent has, besides its name.
+/// Role URI in an agent's certificate, besides the name.
 const AGENT: &str = "urn:roamcast:role:agent";
 
 #[tokio::test]
@@ -45,7 +46,7 @@ async fn certificates_that_are_missing_expired_or_of_another_ca_are_refused_by_r
     ] {
         let before = agent.counter(counter);
         let connector = client(&pki.ca(), files.as_ref(), &[&version::TLS13]);
-        // In TLS 1.3 the client is done before the server has seen its certificate.
+        // In TLS 1.3, the client finishes before the server has seen the client's certificate.
         if let Ok(mut stream) = connect(&connector, &agent).await {
             assert!(read_to_end(&mut stream).await.is_empty());
         }
@@ -54,7 +55,7 @@ async fn certificates_that_are_missing_expired_or_of_another_ca_are_refused_by_r
     assert_eq!(agent.counter("accepted"), 0);
 }
 
-/// A certificate for somebody whose clock is a day ahead.
+/// Validity of a certificate from an issuer whose clock is one day ahead.
 fn tomorrow() -> Validity {
     let mut validity = Validity::days(3);
     validity.not_before += Duration::from_secs(86_400);
@@ -209,7 +210,7 @@ async fn certificate_that_is_replaced_is_used_and_ends_no_connection() {
     let _up = accepted(&pki, &pki.valid("vms2"), &agent).await;
     agent.up("vms2").await;
 
-    // What cannot be used changes nothing.
+    // Unusable files change nothing.
     let key = std::fs::read(&own.key).unwrap();
     std::fs::write(&own.key, "no key").unwrap();
     agent.counted("certificates_unusable", 1).await;
@@ -221,7 +222,7 @@ async fn certificate_that_is_replaced_is_used_and_ends_no_connection() {
     std::fs::write(&own.key, key).unwrap();
     agent.counted("certificates_replaced", 1).await;
 
-    // All of another CA, one file after the other.
+    // The files of another CA replace the old ones, one after the other.
     let other = Pki::new();
     let new = other.valid("vms1");
     for (from, to) in [
@@ -240,13 +241,13 @@ async fn certificate_that_is_replaced_is_used_and_ends_no_connection() {
         assert!(read_to_end(&mut stream).await.is_empty());
     }
     agent.counted("bad_certificate", 1).await;
-    // Only `vms3` has hung up.
+    // Only `vms3` disconnected.
     assert_eq!(agent.counter("lost"), 1);
     agent.peers.connect("vms2");
     agent.up("vms2").await;
 }
 
-/// A certificate for a few seconds from now on.
+/// Validity of a few seconds from now.
 fn seconds(seconds: u64) -> Validity {
     let mut validity = Validity::days(0);
     validity.not_after += Duration::from_secs(seconds);

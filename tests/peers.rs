@@ -1,5 +1,5 @@
-//! Connections between agents over real sockets: who is let in, who is not, and that nothing is
-//! left of those who are not.
+//! Connections between agents over real sockets: which peers are accepted, which are refused, and
+//! that refused ones leave nothing behind.
 
 #![allow(
     clippy::unwrap_used,
@@ -54,7 +54,7 @@ async fn agents_that_dial_each_other_at_once_keep_one_connection_and_lose_no_fra
     let pki = Pki::new();
     let (one, two) = (pki.valid("vms1"), pki.valid("vms2"));
     for _ in 0..20 {
-        // Ports have to be known before either starts.
+        // Both ports must be known before either agent starts.
         let ports = [0, 0].map(|_| {
             let listener = std::net::TcpListener::bind(localhost(0)).unwrap();
             listener.local_addr().unwrap()
@@ -244,13 +244,13 @@ async fn stranger_that_sends_a_byte_a_second_is_given_up() {
     let pki = Pki::new();
     let mut agent = Agent::start(&pki, "vms1", &[], &["*"]);
     let mut stream = TcpStream::connect(agent.address()).await.unwrap();
-    // The head of a record of a TLS handshake, and of what is in it.
+    // Header of a TLS handshake record, and header of the message inside.
     let mut hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3].into_iter();
     let begun = Instant::now();
     let refused = agent.counter("handshake_timeout");
     while agent.counter("handshake_timeout") == refused {
         assert!(begun.elapsed() < DEADLINE, "it is still there");
-        // Once the agent has hung up, there is nobody to send to.
+        // After the agent has closed the connection, the write fails.
         let _ = stream.write_all(&[hello.next().unwrap_or_default()]).await;
         sleep(Duration::from_secs(1)).await;
     }
@@ -321,8 +321,8 @@ async fn silent_connections_of_a_prefix_are_bounded_and_given_up_and_leave_nothi
     timeout(DEADLINE, wait).await.expect("descriptors leaked");
 }
 
-/// TCP sockets of this process that the listening test agent could have left open. Other tests in
-/// this process come and go, so only a growth that stays is a leak.
+/// Returns the number of TCP sockets of this process that the listening test agent could leave
+/// open. Other tests in this process open and close sockets, so only lasting growth is a leak.
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -1,5 +1,5 @@
-//! The kernel programs by program test-run: what a frame does to the maps, what is counted, what
-//! the verdict is; and that kernel and userspace make the same of the same frames.
+//! The kernel programs by program test-run: effect of a frame on the maps, counters and verdict;
+//! and the same results in userspace for the same frames.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,8 @@ const GROUP: &str = "ff3e:1::1234";
 const OTHER_GROUP: &str = "ff3e:1::4321";
 const SSM: &str = "ff3e::1234";
 
-/// Steps that the verifier may take, far below its limit of a million: it costs start-up time.
+/// Limit of instructions that the verifier walks per program, because they cost start-up time; the
+/// kernel's limit is a million.
 const VERIFIED_INSTRUCTIONS: u32 = 60_000;
 
 #[test]
@@ -215,7 +216,7 @@ fn report_of_the_longest_ethernet_frame_is_finished_in_the_kernel() {
 
 #[test]
 fn report_beyond_the_bounds_goes_whole_to_the_agent() {
-    // A test-run takes no frame much longer than this.
+    // Program test-run accepts no much longer frame.
     let records: Vec<_> = (0..165)
         .map(|i| record(4, &format!("ff1e::{i:x}"), &[]))
         .collect();
@@ -346,7 +347,7 @@ fn port_that_signals_too_often_is_refused() {
     assert!(refused > 500, "{refused}");
     assert_eq!(usage.refused_datagrams, refused);
     assert_eq!(usage.datagrams, 1000 - refused);
-    // Reports have an allowance of their own.
+    // Reports have a separate allowance.
     assert_eq!(kernel.snoop(&Frame::v1(131, GROUP).bytes()), PASS);
 }
 
@@ -389,7 +390,7 @@ fn flows_of_an_address_keep_to_its_share_and_the_others_raise_few_events() {
     assert_eq!(kernel.streams().len(), 3);
     assert_eq!(kernel.counter(Counter::AddressFlowsFull), 1997);
     assert_eq!(kernel.counter(Counter::StreamsFull), 0);
-    // One for each flow, and of the others one in 134 ms.
+    // One event per known flow, and one per 134 ms for the other packets.
     let events = kernel.events().len();
     assert!((4..200).contains(&events), "{events}");
     kernel.uplink(&packet(OTHER_GROUP, 1));

@@ -1,5 +1,5 @@
-//! A VM that has moved receives before anybody queries, and its proxy join lasts until its own
-//! answer to a Query: shown by what VMS 2 says and hears of MLD.
+//! A moved VM receives before anybody sends a Query, and its proxy join lasts until its own answer
+//! to a Query. The test observes the MLD messages of VMS 2.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -37,7 +37,7 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
         return;
     }
     let mut config = LabConfig::new("query");
-    // Nobody queries unless the test makes the switch do it.
+    // Nobody sends Queries unless the test makes the switch do so.
     config.query_interval = Duration::from_secs(600);
     let mut testbed = Testbed::up(config, 128, Some(AgentOptions::DEFAULT)).unwrap();
     testbed.boot().unwrap();
@@ -78,7 +78,7 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
     );
     assert_eq!(receptions(&mut testbed), [STREAM_ADDRESS.to_string()]);
 
-    // A switch that becomes querier queries at once.
+    // A switch sends a Query when it becomes the querier.
     let switch = testbed.lab().switch(2);
     for querier in ["0", "1"] {
         let mut command = switch.command("ip");
@@ -129,7 +129,7 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
         receptions(&mut testbed).is_empty().then_some(())
     })
     .unwrap();
-    // Longer than the querier waits for others after a leave: 2 s, 340 packets.
+    // Longer than the querier waits for other listeners after a leave: 2 s, 340 packets.
     wait_received_at_destination(&guest, guest.arrivals(RECEIVER).len() + 700);
     drop(capture);
     stream.stop().unwrap();
@@ -139,7 +139,7 @@ fn is_leave(seen: &Seen, host: Ipv6Addr) -> bool {
     seen.source == host && seen.record(STREAM_ADDRESS).is_some_and(mld::Record::leaves)
 }
 
-/// Waits until a number of packets have come, the last hundred of them to VMS 2.
+/// Waits until a number of packets have arrived, the last hundred of them on VMS 2.
 fn wait_received_at_destination(guest: &Control, count: usize) {
     wait::until("the stream at the destination", DEADLINE, || {
         let arrivals = guest.arrivals(RECEIVER);
@@ -153,7 +153,7 @@ fn wait_received_at_destination(guest: &Control, count: usize) {
     .unwrap();
 }
 
-/// Addresses that VMS 2 holds for VMs.
+/// Returns the addresses that VMS 2 holds for VMs.
 fn receptions(testbed: &mut Testbed) -> Vec<String> {
     let vms2 = testbed.lab().vms2().clone();
     let status = testbed.agents().unwrap().query(&vms2, "status").unwrap();
@@ -179,7 +179,7 @@ fn link_local(vms: &Vms) -> Ipv6Addr {
     address.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
 }
 
-/// Name of the TAP of the domain's first NIC.
+/// Returns the TAP of the domain's first NIC.
 fn tap(vms: &Vms, domain: &str) -> String {
     let text = virsh(vms, &["domiflist", domain]).unwrap();
     let name = text
@@ -188,7 +188,7 @@ fn tap(vms: &Vms, domain: &str) -> String {
     name.unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
-/// bpftool names the fields of keys and values, which it has from the map's types.
+/// Asserts that bpftool names the fields of keys and values, from the map's BTF types.
 fn assert_map_is_readable(vms: &Vms) {
     let mut command = vms.command("bpftool");
     command.args([

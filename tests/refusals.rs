@@ -1,4 +1,5 @@
-//! What the agents refuse: migkick says why in one sentence and everything stays as it was.
+//! Refusals by the agents: migkick prints the reason in one sentence, and everything stays
+//! unchanged.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -24,9 +25,9 @@ use liar::Liar;
 use roamcast::net::tls::TlsFiles;
 use serde_json::Value;
 
-/// Multicast addresses that a NIC may listen to, its own solicited-node ones among them.
+/// Limit of multicast addresses per NIC, including its solicited-node addresses.
 const LISTENERS: u32 = 16;
-/// The copy of a whole guest takes some seconds.
+/// The copy of the whole guest takes several seconds.
 const OPTIONS: AgentOptions = AgentOptions {
     bandwidth_mib: 12,
     listeners: Some(LISTENERS),
@@ -37,7 +38,7 @@ const STREAM: StreamConfig = StreamConfig {
     flows: 1,
     kind: StreamKind::Probe,
 };
-/// A receiver that wants more than it may.
+/// Port of a receiver that exceeds its limit.
 const GREEDY: u16 = 2;
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -129,7 +130,7 @@ fn guest_whose_tap_a_lying_peer_waits_for_gets_its_streams_from_the_start() {
     stream.stop().unwrap();
 }
 
-/// Asks for a move that is refused; returns the one sentence that says why.
+/// Requests a migration that the agent refuses. Returns the sentence with the reason.
 fn refused(testbed: &mut Testbed, arguments: &[&str]) -> String {
     let guest = testbed.guest().unwrap().clone();
     let output = guest.run("migkick", arguments, DEADLINE).unwrap();
@@ -144,7 +145,7 @@ fn refused(testbed: &mut Testbed, arguments: &[&str]) -> String {
     sentence.to_owned()
 }
 
-/// Lines that tell of progress.
+/// Lines with progress.
 const STEPS: [&str; 3] = [
     "Searching for the agent",
     "Asking for the move",
@@ -231,7 +232,7 @@ fn a_second_move_is_refused_during_the_first(testbed: &mut Testbed) {
         said.contains("guest1 is already being moved to vms2"),
         "{said}"
     );
-    // The first goes on, to a good end.
+    // The first migration continues and completes.
     let output = first.wait(DEADLINE).unwrap();
     assert_eq!(output.code, Some(0), "{}", output.stderr());
     ensure_runs_only_on(testbed, "vms2").unwrap();
@@ -240,7 +241,7 @@ fn a_second_move_is_refused_during_the_first(testbed: &mut Testbed) {
     show_tables(testbed);
 }
 
-/// The operator's tables, for whoever reads the test's output.
+/// Prints the operator's tables for the reader of the test's output.
 fn show_tables(testbed: &mut Testbed) {
     for vms in testbed.lab().vms().clone() {
         for table in ["status", "listeners", "streams", "migrations"] {

@@ -1,4 +1,4 @@
-//! Guests where the network carries no multicast: a relay sends them the stream, whatever dies.
+//! Guests in a network without multicast: a relay sends them the stream, whichever process dies.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -23,14 +23,14 @@ use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a relay grants: a third of it is long enough to restart a process in, and all is short enough to
-/// wait for. A relay needs 8 s to load its programs in a host machine.
+/// Lease of the relay: long enough to restart a process within a third, short enough to wait for. A
+/// relay needs 8 s to load its programs in a host machine.
 fn lease() -> Duration {
     Duration::from_secs(if machine::inside() { 36 } else { 9 })
 }
 
-/// How long a process stays dead. In a host machine the next one takes a good part of the lease until it runs
-/// and is found.
+/// Time for which a process stays dead. In a host machine, the next process needs a good part of
+/// the lease until it runs and is found.
 fn dead(time: Duration) -> Duration {
     if machine::inside() { lease() / 4 } else { time }
 }
@@ -42,7 +42,7 @@ fn options() -> AgentOptions {
     }
 }
 
-/// The paper's stream; in a host machine as much of it as a guest there can take.
+/// Stream of the paper; in a host machine, the share that a guest there can receive.
 fn stream_config() -> StreamConfig {
     StreamConfig::probe(if machine::inside() { 2.0 } else { 20.0 })
 }
@@ -54,7 +54,8 @@ fn testbed(name: &str, sites: [Site; 2], relays: usize, options: AgentOptions) -
     Testbed::up(config, 128, Some(options)).unwrap()
 }
 
-/// A guest on the first VM host, whose site carries no multicast, that receives by a relay.
+/// Starts a guest on the first VM host, whose site carries no multicast; the guest receives through
+/// a relay.
 fn relayed(name: &str, relays: usize, options: AgentOptions) -> (Testbed, Stream) {
     let sites = [Site::UnicastOnly, Site::Multicast];
     let mut testbed = testbed(name, sites, relays, options);
@@ -86,7 +87,7 @@ fn wait_mode(testbed: &mut Testbed, mode: &str) {
     .unwrap();
 }
 
-/// Waits until the guest has got this many packets more.
+/// Waits until the guest has received this many more packets.
 fn wait_more(guest: &Control, packets: usize) {
     let before = guest.arrivals(RECEIVER).len();
     guest
@@ -99,7 +100,7 @@ fn between(sent: &[Sent], guest: &Control, from_ns: u64, to_ns: u64) -> Metrics 
     metrics::compute(sent, &guest.arrivals(RECEIVER), window)
 }
 
-/// Packets of so long a time.
+/// Returns the number of packets in this time.
 fn packets(time: Duration) -> usize {
     (stream_config().packets_per_second() * time.as_secs_f64()) as usize
 }
@@ -192,7 +193,7 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     wait_more(&guest, packets(dead(lease())));
     step("relay restarted");
     testbed.relays().unwrap().restart(0).unwrap();
-    // Longer than what the dead relay had granted: it is renewed by the new one.
+    // Longer than the dead relay's lease, so the new relay has renewed it.
     wait_more(&guest, packets(lease() * 3 / 2));
     step("agent killed");
     testbed.agents().unwrap().kill(0);
@@ -227,7 +228,7 @@ fn another_relay_takes_over_and_all_may_be_gone_for_a_while() {
             switch.output(ip.args(set)).unwrap();
         }
     };
-    // One of the two sends; whichever it is, the other one goes on.
+    // One of the two relays sends. Whichever dies, the other one takes over.
     for relay in ["relay1", "relay2"] {
         set_links("down", &[relay]);
         wait_more(&guest, packets(Duration::from_secs(2)));
@@ -268,7 +269,8 @@ fn migration_control_server_tells_an_agent_of_a_relay() {
     };
     let all = ["relay1 relay", "vms1 agent", "vms2 agent"];
     assert_eq!(known(&relays.status(1).unwrap()), all);
-    // It forgets all when it dies, and what goes on without it is known to its successor again.
+    // A dead server forgets everything. Sessions continue without it, and its successor learns the
+    // relays again.
     relays.kill(1);
     relays.restart(1).unwrap();
     wait::until("registrations", DEADLINE, || {

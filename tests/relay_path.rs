@@ -1,6 +1,6 @@
-//! The whole way of a relayed stream through real interfaces: from the sender as multicast, from
-//! the relay as unicast through a router, and as multicast again to a guest that has joined with
-//! its true source.
+//! The complete path of a relayed stream over real interfaces: multicast from the sender to the
+//! relay, unicast through a router to the agent's host, and multicast again to a guest that joined
+//! with the true source.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ use roamcast::clock::now;
 use roamcast::datapath::{Datapath, Hook, Program, UplinkHook};
 use tcpdump::Tcpdump;
 
-/// Fewer than a TAP holds.
+/// Fewer than the capacity of a TAP.
 const PACKETS: u32 = 300;
 const STREAM: (&str, u16) = (SENDER, PORTS.0);
 const LEASE: Duration = Duration::from_secs(600);
@@ -61,7 +61,7 @@ fn subscribe(relay: &Datapath, relayed: &[Relayed], lease: Duration) {
     relay.relay_stream_set(&relayed[0].stream, &served).unwrap();
 }
 
-/// Sends a stream to the guest and looks at everything that may go wrong.
+/// Sends a stream to the guest and checks delivery, counters and side effects.
 fn deliver(path: &Path, hook: Option<UplinkHook>, expected: Hook) {
     let relayed = Path::relayed(AGENT);
     path.host.run_with_bpffs(|agent_bpffs| {
@@ -186,7 +186,7 @@ fn several_subscribers_get_copies_and_the_relay_keeps_the_original() {
     for offload in [true, false] {
         let path = Path::new();
         Path::offload(&path.sender, "s0", offload);
-        // The relay's kernel finishes what is not finished, for the receiver to check.
+        // The relay's kernel completes the checksums, which the receiver verifies.
         Path::offload(&path.relay, "r1", false);
         path.host.ip("addr add 2001:db8:9::2/64 dev br0 nodad");
         path.host.ip("addr add 2001:db8:9::3/64 dev br0 nodad");
@@ -265,7 +265,7 @@ fn copies_that_cannot_be_sent_are_counted_by_reason() {
         let relay = path.relay(bpffs, &relayed);
         subscribe(&relay, &[relayed], LEASE);
         let counter = |counter| relay.counter(counter).unwrap();
-        // Even numbers have 1400 bytes, odd ones 100.
+        // Even packets have 1400 bytes, odd ones 100.
         path.relay.ip("link set r1 mtu 1300");
         path.send(0, 2);
         assert_eq!(counter(Counter::ReplicateTooBig), 1);
@@ -308,7 +308,8 @@ fn programs_and_flows_outlive_the_agent_and_the_relay() {
             path.send(0, 10);
             receiver.expect(10, STREAM);
 
-            // The hook is kept, with what is restored; exchanged only when it is configured.
+            // The hook with the restored flows stays, and changes only when another one is
+            // configured.
             for expected in [Hook::XdpNative, Hook::XdpGeneric, host::tc_hook()] {
                 hook = match expected {
                     Hook::XdpGeneric => Some(UplinkHook::XdpGeneric),

@@ -1,5 +1,5 @@
-//! The programs of the relay by program test-run: what a frame becomes, what is counted, what
-//! passes; at both hooks of `uplink`, and by the same rule in userspace.
+//! The programs of the relay by program test-run: resulting frames, counters and verdicts, at both
+//! hooks of `uplink`, and by the same rule in userspace.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ use support::{Kernel, PASS, SHOT};
 const GROUP: &str = "ff3e::1234";
 const PAYLOAD: &[u8] = &[7; 100];
 
-/// Where `uplink` runs, and its verdicts there.
+/// Hook of `uplink`, with the hook's verdicts.
 #[derive(Clone, Copy, Debug)]
 struct At {
     program: &'static str,
@@ -83,7 +83,7 @@ impl Agent {
         self.kernel.run_frame(self.at.program, frame)
     }
 
-    /// Whether the frame passes.
+    /// Returns true if the frame passes.
     fn passes(&mut self, frame: &[u8]) -> bool {
         match self.run(frame).0 {
             verdict if verdict == self.at.pass => true,
@@ -140,7 +140,7 @@ fn relayed_datagram_becomes_the_multicast_packet_that_it_was() {
 
 #[test]
 fn checksum_of_all_ones_does_not_become_none() {
-    // The last two bytes bring the checksum to 0, which is sent as 0xffff.
+    // The last two bytes make the checksum 0, which is sent as 0xffff.
     let relayed = Relayed::usual();
     let mut payload = [0; 64];
     let bytes = relayed.datagram(&payload);
@@ -172,7 +172,7 @@ fn sum_over_the_packet_that_a_card_delivers_is_brought_up_to_date() {
     };
     let datagram = agent.relayed.datagram(PAYLOAD);
     let program = agent.kernel.program_fd(TC.program);
-    // The kernel compares that sum with the packet afterwards.
+    // The kernel then compares that sum with the packet.
     let Some(restored) = test_run::with_sum(program, &datagram) else {
         eprintln!("Skipped: this kernel does not run programs on such packets");
         return;

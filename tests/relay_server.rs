@@ -1,5 +1,6 @@
-//! `roamcast relay` against the kernel: a stream is asked for over TLS, comes by unicast with the
-//! announced ports, outlives `kill -9` of the relay, and ends when it is released.
+//! `roamcast relay` on a real kernel: a client requests a stream over TLS and receives it by
+//! unicast with the announced ports. The stream survives `kill -9` of the relay and ends on
+//! release.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -56,7 +57,7 @@ fn known() -> KnownFlow {
     }
 }
 
-/// Whether the sum of the announced ports is that of the stream.
+/// Returns true if the announced ports give the stream's checksum.
 fn announced_right(group: Ipv6Addr, flow: &AnnouncedFlow) -> bool {
     let stream = StreamKey {
         multicast_address: group.octets(),
@@ -88,8 +89,8 @@ fn of(records: &[Record], address: Ipv6Addr, kinds: &[u8]) -> bool {
         .any(|record| record.multicast_address == address && kinds.contains(&record.kind))
 }
 
-/// What systemd is to a service with a descriptor store: it keeps what it is given, and hands it
-/// over at the next start.
+/// Replacement for systemd with a descriptor store: stores the descriptors of the service, and
+/// passes them to the next start.
 struct Systemd {
     socket: UnixDatagram,
     path: PathBuf,
@@ -108,7 +109,7 @@ impl Systemd {
         }
     }
 
-    /// Takes in what the service has said.
+    /// Receives the service's notifications.
     fn listen(&mut self) {
         let mut text = [0; 1024];
         let mut space = nix::cmsg_space!([RawFd; 4]);
@@ -153,7 +154,8 @@ impl Systemd {
         }
     }
 
-    /// The command of the service: the shell puts what is kept where systemd would.
+    /// Returns the command of the service; the shell places the stored descriptors where systemd
+    /// would.
     fn command(&self, config: &Path) -> Command {
         let program = lab::binaries::path("roamcast").unwrap();
         let mut script = String::new();
@@ -178,7 +180,7 @@ impl Systemd {
     }
 }
 
-/// Panics unless the numbers are all of those from the first to the last, in order.
+/// Panics unless the numbers are complete and in order.
 fn assert_gapless(numbers: &[u32]) {
     for pair in numbers.windows(2) {
         assert_eq!(pair[1], pair[0] + 1, "after {} datagrams", numbers.len());
@@ -216,7 +218,7 @@ fn stream_outlives_kill_9_and_a_restart_without_a_gap_and_ends_when_released() {
             assert_eq!(received.numbers()[0], 0, "the first packet is relayed");
 
             relay.kill();
-            // More than two seconds of a stream that nobody is there for.
+            // More than two seconds of a stream without a relay process.
             received.more(4000);
             assert!(net.is_joined(group(1)));
             assert!(net.is_neighbour_kept());
@@ -322,7 +324,7 @@ fn join_of_one_source_outlives_kill_9_where_systemd_keeps_its_socket() {
             assert!(!any(&mut capture, group, &[BLOCK]), "left in between");
 
             client.send(2, release());
-            // What the first relay has joined is left when its sessions cannot need it any more.
+            // The new relay leaves the first relay's group once no session can need it.
             wait_for("the leave", || {
                 systemd.listen();
                 (!net.is_joined(group)).then_some(())
@@ -350,7 +352,7 @@ fn what_is_refused_is_said_in_one_sentence_and_joins_nothing() {
                 request.agent_address = address.octets().into();
                 request
             };
-            // Somebody else's, which no prefix of the policy has.
+            // A foreign address, outside all prefixes of the policy.
             client.send(5, request_to("2001:db8:2::9"));
             let reason = client.refusal(5);
             assert!(

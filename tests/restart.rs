@@ -1,4 +1,4 @@
-//! The agent ends or is killed and comes back: what was pinned goes on and is adopted.
+//! The agent ends or dies and restarts: pinned objects keep working, and the new agent adopts them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -29,7 +29,7 @@ fn host_with_guest() -> (Namespace, Guest) {
     (host, guest)
 }
 
-/// Identifiers of the programs on the TAP, `snoop` first.
+/// Returns the IDs of the programs on the TAP, `snoop` first.
 fn programs() -> Vec<u32> {
     if tc_hook() == Hook::Filter {
         let lists = ["ingress", "parent 7263:"].map(filters);
@@ -42,7 +42,7 @@ fn programs() -> Vec<u32> {
         .collect()
 }
 
-/// What `tc` shows of a list of filters; nothing where there is no such list.
+/// Returns `tc`'s output for a filter list; empty if the list does not exist.
 fn filters(list: &str) -> String {
     let mut command = Command::new("tc");
     command.args(["filter", "show", "dev", "vnet0"]);

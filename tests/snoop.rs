@@ -1,4 +1,4 @@
-//! `snoop` on real TAPs: what real kernel listeners report is in the maps, per port.
+//! `snoop` on real TAPs: the maps contain the Reports of real kernel listeners, per port.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -125,7 +125,7 @@ fn a_thousand_addresses_are_found_and_left() {
                 .filter(|(key, _)| key.multicast_address[..14] == group(0).octets()[..14])
                 .count()
         };
-        // Reports that the program hands over are finished by whoever reads the events.
+        // The reader of the events completes the Reports that the program passes to userspace.
         block_on(async {
             let mut events = datapath.events().unwrap();
             event(&mut events, |_| ours() == 1000).await;
@@ -244,7 +244,7 @@ fn an_unplugged_tap_leaves_nothing_behind() {
     });
 }
 
-/// Runs an asynchronous part on a runtime of this thread, and so of this namespace.
+/// Runs a future on a runtime of this thread, which is in the test's namespace.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -441,7 +441,7 @@ fn the_first_packet_of_a_watched_address_is_told_and_counted() {
         let collected = datapath
             .collect(Timestamp(u64::MAX), Duration::MAX)
             .unwrap();
-        // Each packet came from a socket, and so a port, of its own.
+        // Each packet came from a separate socket with a separate port.
         assert_eq!(collected.streams, 2);
         assert!(datapath.all_streams().unwrap().is_empty());
     });

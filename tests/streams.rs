@@ -1,5 +1,5 @@
-//! Several streams to one guest, packets that nothing tells apart, and two guests that change
-//! places: what the lab measures of them.
+//! Several streams to one guest, streams of identical packets, and two guests that swap hosts, as
+//! the lab measures them.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -16,7 +16,7 @@ use lab::scenario::shuttle::Shuttle;
 use lab::scenario::stream::{Service, StreamConfig, StreamKind, Streams};
 use lab::{LabConfig, requirements};
 
-/// Seven TS packets in each datagram, and all the same.
+/// Seven TS packets per datagram; all datagrams are identical.
 const IDENTICAL: StreamConfig = StreamConfig {
     rate_mbps: 20.0,
     flows: 1,
@@ -73,7 +73,8 @@ fn streams_of_a_guest_that_moves_are_each_accounted_for() {
                     (0, 0, 0),
                     "{row:?}"
                 ),
-                // Placed by time: none is lost, and five milliseconds' worth may be doubled.
+                // The cut is placed by time: no packet is lost, and up to five milliseconds' worth
+                // may be duplicated.
                 Some(surplus) => {
                     let most = stream.rate_mbps * 1e6 / (8.0 * 1316.0) * 0.005;
                     assert!(surplus >= 0 && surplus as f64 <= most, "{row:?}");

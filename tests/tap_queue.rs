@@ -1,5 +1,5 @@
-//! The queue of a TAP, as the handover relies on it: against the kernel, with a TAP that the test
-//! reads from as a hypervisor does.
+//! Properties of a TAP's queue on which the handover relies, on a real kernel; the test reads the
+//! TAP as a hypervisor does.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,7 +25,7 @@ use roamcast::datapath::Datapath;
 use roamcast::net::tap_queue::{ROOM, TapCounts, TapQueueError, TapQueues, make_room};
 use roamcast::net::tap_socket::{Sent, TapSocket};
 
-/// A frame that nobody else sends, with its number.
+/// Returns a numbered frame that no other node sends.
 fn frame(number: u32) -> [u8; 60] {
     let mut frame = [0; 60];
     frame[..6].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
@@ -35,7 +35,7 @@ fn frame(number: u32) -> [u8; 60] {
     frame
 }
 
-/// Numbers of the test's frames that are still in the queue, until it is empty.
+/// Reads the queue until it is empty. Returns the numbers of the test's frames.
 fn read_all(tap: &mut File) -> Vec<u32> {
     let mut bytes = [0; 2048];
     let mut numbers = Vec::new();
@@ -56,7 +56,7 @@ fn with_tap(tag: &str, work: impl FnOnce(File, u32) + Send) {
     host.run(|| with_tap_in(&host, work));
 }
 
-/// The same with a data path.
+/// Like [`with_tap`], with a data path.
 fn with_datapath(tag: &str, work: impl FnOnce(File, u32, &Datapath) + Send) {
     if !privileged() {
         return;
@@ -129,7 +129,7 @@ fn room_is_made_and_a_longer_queue_stays_as_it_is() {
         let mut queues = TapQueues::open().unwrap();
         make_room(ifindex).unwrap();
         assert_eq!(queues.length(ifindex).unwrap(), ROOM);
-        // Debian's kernels take 32,767 at most.
+        // Debian's kernels accept at most 32,767.
         queues.set_length(ifindex, ROOM + 1000).unwrap();
         make_room(ifindex).unwrap();
         assert_eq!(queues.length(ifindex).unwrap(), ROOM + 1000);
@@ -170,7 +170,8 @@ fn frames_that_one_thread_reads_are_told_from_those_that_another_does() {
         send(3);
         assert!(read(&mut tap) && read(&mut tap));
         assert_eq!(reads.count().unwrap(), 2);
-        // Beside this thread, as vhost-net does; another TAP; and where there is nothing to read.
+        // None of these reads counts: on another thread, as by vhost-net; on an empty queue; on
+        // another TAP; on another file.
         thread::scope(|scope| assert!(scope.spawn(|| read(&mut tap)).join().unwrap()));
         assert!(!read(&mut tap) && !read(&mut other));
         assert!(File::open("/dev/zero").is_ok_and(|mut it| read(&mut it)));

@@ -1,5 +1,5 @@
-//! `roamcast trace` on real interfaces: what is told of a packet's way, programs that are exchanged
-//! while packets flow, and operators who read slowly, ask for nonsense or are killed.
+//! `roamcast trace` on real interfaces: reports along a packet's path, exchange of programs while
+//! packets flow, and operators who read slowly, send nonsense or are killed.
 
 #![allow(
     clippy::unwrap_used,
@@ -47,8 +47,8 @@ use roamcast::proto::{GateCommand, Timestamp};
 use support::Kernel;
 use tracing::{Agent, Program, Tracer, asked};
 
-/// Whether the kernel tells what is attached to an interface; prints why a test is skipped where it does
-/// not.
+/// Returns true if the kernel reports the programs attached to an interface. Otherwise prints why
+/// the test is skipped.
 fn attached_is_told() -> bool {
     let is_told = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
     if !is_told {
@@ -57,7 +57,7 @@ fn attached_is_told() -> bool {
     is_told
 }
 
-/// Bytes of instructions of what is attached to the TAP, after verification.
+/// Returns the instruction bytes of the programs on the TAP, after verification.
 fn attached() -> BTreeMap<String, u32> {
     [TcAttachType::Ingress, TcAttachType::Egress]
         .into_iter()
@@ -69,7 +69,7 @@ fn attached() -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// The same of the usual programs, as the kernel has them when nothing is attached.
+/// Returns the same for the usual programs, as the kernel reports them without attachment.
 fn usual() -> BTreeMap<String, u32> {
     let mut bytes = Kernel::load().unwrap().translated_bytes();
     bytes.retain(|name, _| name == "snoop" || name == "gate");
@@ -161,9 +161,9 @@ fn held_replayed_dropped_and_restored_packets_are_explained() {
     });
 }
 
-/// How often both sets of programs are exchanged.
+/// Exchanges of both sets of programs.
 const EXCHANGES: u32 = 5;
-/// Packets that wait in the TAP at most.
+/// Limit of packets waiting in the TAP.
 const WINDOW: u32 = 200;
 
 #[test]
@@ -215,8 +215,8 @@ fn no_packet_is_lost_or_missed_while_programs_are_exchanged() {
     }
 }
 
-/// Sends numbered packets one after the other. Returns how many, and the numbers that came out of the
-/// TAP.
+/// Sends numbered packets one after the other. Returns their number, and the numbers that came out
+/// of the TAP.
 fn send_until(setup: &Bridged, is_over: &AtomicBool) -> (u32, Vec<u32>) {
     let mut received = Vec::new();
     let mut sent = 0_u32;
@@ -235,7 +235,7 @@ fn send_until(setup: &Bridged, is_over: &AtomicBool) -> (u32, Vec<u32>) {
     (sent, received)
 }
 
-/// Numbers of the packets that have come out of the TAP.
+/// Returns the numbers of the packets that came out of the TAP.
 fn numbers(setup: &Bridged) -> Vec<u32> {
     let frames = setup.received().into_iter();
     frames
@@ -334,7 +334,7 @@ fn failed_exchange_leaves_the_usual_programs_everywhere_and_is_said() {
         let datapath = setup.attach(&config(bpffs));
         let usual = attached();
         let agent = Agent::start(&datapath);
-        // Programs are exchanged in their order, and `gate` comes after `snoop`.
+        // Programs are exchanged in a fixed order, and `gate` follows `snoop`.
         let links = pins(&config(bpffs)).join("links");
         let gate = links.join(format!("gate-{}", setup.ifindex));
         let hidden = links.join("gate-0");
@@ -388,7 +388,7 @@ fn operators_get_what_each_asked_for_and_the_rest_is_filtered() {
             (count(&gate) == 2 && count(&uplink) == 2).then_some(())
         });
         assert_eq!(other.decisions(), Vec::<serde_json::Value>::new());
-        // The others' lines go on when one leaves.
+        // The other operators still get lines after one leaves.
         drop(uplink);
         setup.sender.send(&udp(b"again"));
         wait_for("one more", || (count(&gate) == 3).then_some(()));
@@ -435,7 +435,7 @@ fn operator_who_reads_nothing_loses_lines_and_keeps_nobody_waiting() {
         };
         let slow = asked(&agent.socket(), everything());
         let quick = agent.trace();
-        // More than the slow one's queue and socket hold.
+        // More than the queue and socket of the slow operator hold.
         let packets: u32 = 6000;
         for number in 0..packets {
             setup.sender.send(&udp(&number.to_be_bytes()));
@@ -448,7 +448,7 @@ fn operator_who_reads_nothing_loses_lines_and_keeps_nobody_waiting() {
             (told + quick.left_out() == u64::from(packets)).then_some(())
         });
         assert!(agent.is_alive());
-        // What waits for the slow one is read now, and says that lines are missing.
+        // Read what waits for the slow operator; it reports the missing lines.
         let mut lines = std::io::BufRead::lines(std::io::BufReader::new(slow));
         let mut told = 0;
         let left_out = lines.find_map(|line| {

@@ -1,5 +1,5 @@
-//! What the traced programs tell, by program test-run: each decision with its reason, number and flow,
-//! filtered and limited in the kernel; and the usual programs, which have nothing of this.
+//! Reports of the traced programs by program test-run: each decision with its reason, number and
+//! flow, filtered and limited in the kernel. The usual programs contain none of this.
 
 #![allow(
     clippy::unwrap_used,

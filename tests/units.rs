@@ -1,5 +1,5 @@
-//! Each role does its main job under the restrictions of its systemd unit, and shows systemd's watchdog
-//! that its loop goes round. The units let their services do no more than is promised.
+//! Each role does its main job under the restrictions of its systemd unit, and its loop pets
+//! systemd's watchdog. The units permit their services only what the documentation promises.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

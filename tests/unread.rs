@@ -1,5 +1,5 @@
-//! What a VM has not read of its TAP when it stops reaches the address that it has then, before what
-//! is sent on later: by the agent's thread for the gates, on real kernels.
+//! Packets that a VM has not read from its TAP when it stops reach the VM's new address before
+//! later forwarded packets. The agent's gate thread does the work, on real kernels.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -38,16 +38,16 @@ use two_links::{Net, moa};
 
 const VM_MAC: Mac = [0x52, 0x54, 0, 0, 0, 7];
 const PORT: u16 = 5004;
-/// Datagrams that the VM reads before it stops, so many that its queue is known to be empty.
+/// Datagrams that the VM reads before it stops; enough to make its queue known to be empty.
 const BEFORE: u32 = 200;
-/// Datagrams that it does not read.
+/// Datagrams that the VM does not read.
 const UNREAD: u32 = 30;
-/// Datagrams that come when the cut is known.
+/// Datagrams that arrive after the cut is known.
 const LATER: u32 = 30;
-/// Distance of two.
+/// Time between two datagrams.
 const PACE: Duration = Duration::from_millis(1);
 
-/// The datagrams of a sender, by their numbers from 0.
+/// A sender's datagrams, numbered from 0.
 struct Numbered {
     socket: UdpSocket,
     to: Ipv6Addr,
@@ -69,7 +69,7 @@ impl Numbered {
     }
 }
 
-/// Reads one frame; `None` when none comes for some time.
+/// Reads one frame; `None` if none arrives for some time.
 fn try_read_frame(tap: &File) -> Option<Vec<u8>> {
     tap::read(tap, PollTimeout::from(200_u16))
 }
@@ -78,13 +78,14 @@ fn read_frame(tap: &File) -> Vec<u8> {
     wait_for("a frame in the TAP", || try_read_frame(tap))
 }
 
-/// The number of a datagram for an address; a probe, which is a copy of one, has none.
+/// Returns the number of a datagram for an address, or `None` for a probe, which is a copy of a
+/// datagram.
 fn number(frame: &[u8], address: Ipv6Addr) -> Option<u32> {
     let is_ours = frame.len() == 66 && frame[..6] != PROBE_MAC && frame[38..54] == address.octets();
     is_ours.then(|| u32::from_be_bytes(frame[62..66].try_into().unwrap()))
 }
 
-/// Reads up to the next datagram for an address, and returns its number.
+/// Reads up to the next datagram for an address. Returns its number.
 fn read(tap: &File, address: Ipv6Addr) -> u32 {
     loop {
         if let Some(number) = number(&read_frame(tap), address) {
@@ -102,7 +103,7 @@ fn what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later() {
     let (old, new) = (moa(1), moa(2));
     let vm = net.host.run(|| tap::open("vnet0"));
     net.host.ip("link set vnet0 master br0 up");
-    // Where the kernel has no TCX, the gate needs it for probes.
+    // Without TCX, the gate needs clsact for probes.
     net.host.tc("qdisc add dev vnet0 clsact");
     let entry = format!("neigh replace {old} lladdr {} dev r0", mac_text(&VM_MAC));
     net.router.ip(&entry);
@@ -138,7 +139,7 @@ fn what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later() {
             to: old,
             next: 0,
         };
-        // Until the bridge forwards, what is sent is lost.
+        // The bridge drops packets until its port forwards.
         wait_for("the bridge to forward", || {
             sender.send();
             let frame = try_read_frame(&vm)?;
@@ -161,7 +162,7 @@ fn what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later() {
         for number in 0..BEFORE {
             sender.send();
             assert_eq!(read(&vm, old), number);
-            // With the queue empty, as an idle guest has it most of the time.
+            // The queue is empty, as most of the time for an idle guest.
             thread::sleep(PACE);
         }
         sender.send_many(UNREAD / 2);
@@ -178,7 +179,7 @@ fn what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later() {
             migration,
             stopped,
         });
-        // QEMU throws away what it reads first, and holds back what it reads then.
+        // Reads as QEMU does: it discards the first frame and holds back the second.
         read_frame(&vm);
         read_frame(&vm);
         sender.send_many(UNREAD / 2);
@@ -198,8 +199,8 @@ fn what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later() {
             }
         };
         receive_all(&sender);
-        // The kernel takes over when the agent has sent what was there before, which takes the time
-        // that the agent's thread needs.
+        // The kernel takes over after the agent has sent the earlier packets, which takes the
+        // agent's thread some time.
         wait_for("the kernel to send on", || {
             sender.send();
             receive_all(&sender);

@@ -1,14 +1,15 @@
-//! The cut where vhost-net reads the TAP: a VM is stopped as QEMU stops it, time and again, and what
-//! the agent calls exact is what is in the VM's rings.
+//! The cut when vhost-net reads the TAP. A VM is stopped repeatedly as QEMU stops it, and every cut
+//! that the agent calls exact must match the VM's rings.
 //!
 //! ```text
 //!  sender --> bridge --> gate --> TAP --> vhost-net --> rings --> guest     had
 //!                                  '----> main loop after the stop --.
 //!                                  '----> what is there at the end --'      left
 //!
-//!  a cut that is called exact: all of a flow up to its number was had, and nothing of it is left
+//!  an exact cut: the guest had all of a flow up to the cut's number, and nothing of that is left
 //! ```
 //!
+//! `ROAMCAST_STOPS` sets the number of stops per test.
 //! `ROAMCAST_STOPS` sets how many stops each test makes.
 #![allow(
     clippy::unwrap_used,
@@ -62,17 +63,17 @@ use vmm::Vmm;
 use wire::Wire;
 
 const VM_MAC: Mac = [0x52, 0x54, 0, 0, 0, 7];
-/// Stops, where nobody says how many; there are more if fewer than so many are exact.
+/// Default number of stops; more follow if fewer than this many are exact.
 const STOPS: u32 = 10;
 const LEAST_EXACT: u32 = 3;
-/// So long after a cut it may be revised.
+/// Time after a cut in which the agent may revise it.
 const REVISION: Duration = Duration::from_millis(300);
-/// Of a scope that is counted at a TAP and is no stream.
+/// Address of a scope that `gate` counts at a TAP without treating it as a stream.
 const LINK_LOCAL: &str = "ff02::1234";
-/// After so many faults there is no more to learn.
+/// Limit of faults, after which the test stops.
 const MOST_FAULTS: usize = 8;
 
-/// A host whose VM is stopped time and again.
+/// A host whose VM is stopped repeatedly.
 struct Host<'a> {
     setup: &'a Bridged,
     datapath: &'a Datapath,
@@ -116,7 +117,7 @@ impl<'a> Host<'a> {
         let shall_end = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| send(&self.setup.sender, &stop.load, &shall_end));
-            // By looks and not by the clock, so that the agent has had time to look on a slow machine too.
+            // Counted in looks instead of time, so that the agent can look on a slow machine too.
             let guest = scope.spawn(|| {
                 let mut had = Vec::new();
                 for _ in 0..(stop.before_us / stop.look_us).max(1) {
@@ -150,7 +151,7 @@ impl<'a> Host<'a> {
                 had,
                 left: Vec::new(),
             };
-            // Once for each frame that the main loop reads late.
+            // One round per frame that the main loop reads late.
             while outcome.fault(stop).is_some()
                 && let Some(revised) = self.next_cut(REVISION)
             {
@@ -158,11 +159,11 @@ impl<'a> Host<'a> {
             }
             shall_end.store(true, Ordering::Relaxed);
             let mut left = main_loop.gone().unwrap();
-            // They have their headers.
+            // The remaining frames carry their headers.
             left.iter_mut()
                 .for_each(|frame| drop(frame.drain(..tap::HEADER_BYTES)));
             self.perform(GateCommand::Clear { ifindex });
-            // Else the next recording is taken to have begun before it has.
+            // Otherwise the test would mistake the end of this recording for the start of the next.
             wait_for("its end", || self.gate().is_none().then_some(()));
             outcome.cuts.extend(self.next_cut(Duration::ZERO));
             wait_for("the queue to be empty", || {
@@ -211,7 +212,7 @@ fn send(sender: &Wire, load: &Load, shall_end: &AtomicBool) {
                 sender.send(&other);
                 continue;
             }
-            // One flow has twice what the others have.
+            // One flow has twice the rate of the others.
             let flow = (sent % (u32::from(load.flows) + 1)) as usize % flows.len();
             let (frame, number) = &mut flows[flow];
             frame[PAYLOAD_AT..PAYLOAD_AT + 4].copy_from_slice(&number.to_be_bytes());
@@ -223,7 +224,7 @@ fn send(sender: &Wire, load: &Load, shall_end: &AtomicBool) {
     }
 }
 
-/// Makes stops by chance, of which some are to be exact; panics if one is wrong.
+/// Makes random stops, some of which must be exact. Panics if a cut is wrong.
 fn stop_often(queues: usize) {
     if !privileged() || !vmm::is_there() {
         return;
@@ -239,7 +240,7 @@ fn stop_often(queues: usize) {
             assert!(tally.stops < 10 * count, "nearly nothing is exact: {tally}");
             let stop = stops().new_tree(&mut runner).unwrap().current();
             tally.take(&stop, &host.stop(&stop));
-            // One that is wrong does not end it: the others tell how often it is.
+            // A wrong cut does not end the test, because the others show how frequent it is.
             let faults = &tally.faults;
             assert!(faults.len() < MOST_FAULTS, "{tally}\n{}", faults.join("\n"));
         }

@@ -1,4 +1,4 @@
-//! A VM that has itself moved where only an operator may, and as often as it likes.
+//! A VM asks for migrations that only an operator may start, and asks without end.
 
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::tap::Guest;
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// The VM `viewer` and its agent.
+/// Runs an attack with VM `viewer` and its agent.
 fn with_vm(rules: &str, attack: impl FnOnce(&Agent, &Vm) + Send) {
     if !privileged() {
         return;
@@ -38,14 +38,14 @@ fn with_vm(rules: &str, attack: impl FnOnce(&Agent, &Vm) + Send) {
     });
 }
 
-/// What runs in the VM.
+/// The program inside the VM.
 struct Vm {
     socket: UdpSocket,
     inner: u32,
 }
 
 impl Vm {
-    /// Says something again and again until the answer is what is waited for.
+    /// Repeats a message until the expected answer arrives.
     fn until<T>(
         &self,
         transaction: u64,
@@ -65,7 +65,7 @@ impl Vm {
         })
     }
 
-    /// Asks for a move; the reason why not.
+    /// Requests a migration. Returns the reason of the refusal.
     fn refusal(&self, transaction: u64) -> String {
         self.until(transaction, request(), |message| match message {
             VmMessage::MigrationAbort(abort) => Some(abort.0.text),
@@ -88,7 +88,7 @@ fn request() -> MigrationRequest {
     }
 }
 
-/// Has the next move that the destination is asked for begin; its transaction.
+/// Accepts the next request as the destination. Returns its transaction number.
 fn accept(destination: &mut Liar) -> u64 {
     loop {
         let (transaction, message) = destination.hear();
@@ -135,7 +135,7 @@ fn vm_is_not_moved_on_its_own_request_where_only_an_operator_may_ask() {
             .spawn()
             .unwrap();
         accept(&mut destination);
-        // libvirt's `test` driver moves nothing.
+        // libvirt's `test` driver cannot migrate.
         assert!(!operator.wait().unwrap().success());
     });
 }

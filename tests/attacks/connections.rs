@@ -1,4 +1,4 @@
-//! Connections of strangers that say nothing, or come without end.
+//! Connections of strangers that stay silent or arrive without end.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -12,25 +12,25 @@ use super::agent::{ADDRESS, Agent, domain};
 use super::netns::{Namespace, privileged, wait_for};
 
 const MAC: Mac = [0x52, 0x54, 0, 0, 0, 7];
-/// Prefixes of the attacker, and connections from each.
+/// The attacker's prefixes, and connections from each.
 const PREFIXES: u16 = 25;
 const OF_PREFIX: u16 = 8;
-/// Connections without end, and on a machine that is slower as many as it takes in so long.
+/// Limit of connections; a slow machine makes as many as the time allows.
 const CONNECTIONS: usize = 100_000;
 const LONGEST: Duration = Duration::from_secs(60);
-/// Of these the attacker keeps so many.
+/// Connections that the attacker keeps open.
 const KEPT: usize = 400;
-/// What the agent may have open, besides what it needs: the places for strangers and known addresses, and
-/// what has just been refused.
+/// Limit of additional descriptors of the agent: the slots for strangers and for known addresses,
+/// and connections that were just refused.
 const DESCRIPTORS: usize = 150;
-/// What the agent's memory may grow by, KiB.
+/// Limit of the agent's memory growth, KiB.
 const GROWTH: u64 = 16 * 1024;
 
 fn address(prefix: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0xa, prefix, 0, 0, 0, host)
 }
 
-/// Gives an attacker all of his addresses.
+/// Adds all of the attacker's addresses.
 fn add_addresses(host: &Namespace) {
     for prefix in 0..PREFIXES {
         for number in 1..=OF_PREFIX {
@@ -40,7 +40,7 @@ fn add_addresses(host: &Namespace) {
     }
 }
 
-/// What a process has open.
+/// Returns the number of open descriptors of a process.
 fn descriptors(process: u32) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
@@ -52,7 +52,7 @@ fn connect(from: Ipv6Addr) -> TcpStream {
     socket.into()
 }
 
-/// An agent on a host that has the addresses connections are made from.
+/// Runs an attack on an agent on a host with the attacker's addresses.
 fn with_agent(attack: impl FnOnce(&Agent) + Send) {
     if !privileged() {
         return;
@@ -72,7 +72,7 @@ fn silent_connections_of_many_prefixes_do_not_lock_a_peer_out() {
         let silent: Vec<TcpStream> = (0..PREFIXES)
             .flat_map(|prefix| (1..=OF_PREFIX).map(move |host| connect(address(prefix, host))))
             .collect();
-        // It has its verdict while they are there.
+        // A known peer is accepted while the strangers are connected.
         agent.peer("vms2");
         wait_for("the refusals", || {
             (agent.counter("connections_too_many_handshakes") > 0).then_some(())

@@ -1,5 +1,5 @@
-//! Frames and messages without end, of every kind that is looked at: from a VM, from a neighbour, and from a
-//! peer with a good certificate.
+//! Floods of frames and messages of every kind that Roamcast processes: from a VM, from a
+//! neighbour, and from a peer with a valid certificate.
 
 use std::io::Write as _;
 use std::net::{Ipv6Addr, UdpSocket};
@@ -26,31 +26,31 @@ use super::tap::Guest;
 
 /// Frames of each kind.
 const FRAMES: usize = 1_000_000;
-/// On a machine that is slower, as many as it takes in so long.
+/// Time limit per kind, for slow machines.
 const LONGEST: Duration = Duration::from_secs(10);
-/// For so long a neighbour and a peer attack, unless the environment says otherwise.
+/// Duration of a neighbour's and a peer's attack, unless the environment says otherwise.
 const SIEGE: Duration = Duration::from_secs(10);
-/// For how long they do, in seconds: the whole attack is one of 60.
+/// Environment variable with the duration in seconds; the full attack takes 60.
 const SIEGE_VARIABLE: &str = "ROAMCAST_SIEGE_S";
-/// What the agent's memory may grow by, KiB.
+/// Limit of the agent's memory growth, KiB.
 const GROWTH: u64 = 16 * 1024;
-/// Between two questions of the operator.
+/// Pause between two requests of the operator.
 const PAUSE: Duration = Duration::from_millis(5);
-/// So often they try.
+/// Attempts per attack.
 const ROUNDS: u32 = 3;
-/// For how long the agent's loop may stand still.
+/// Limit of a standstill of the agent's loop.
 const STALL: Duration = Duration::from_millis(50);
-/// How long it may take until an operator knows the agent's state.
+/// Limit of the time that an operator waits for the agent's state.
 const ANSWER: Duration = Duration::from_millis(100);
 const VICTIM: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
 const PORT: u16 = 5004;
-/// Between two packets of the victim's stream.
+/// Interval between two packets of the victim's stream.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// Socket buffer of the victim, bytes: seconds of its stream, for a machine that has other things to do.
+/// Socket buffer of the victim, bytes: several seconds of its stream, for a busy machine.
 const BUFFER: usize = 16 << 20;
 const RULES: &str = "[[policy.arrive]]\nsources = [\"*\"]\ndomains = [\"*\"]\n";
 
-/// Sends so many of a kind, or as many as there is time for; returns how many.
+/// Sends up to `most` frames of a kind within `time`. Returns their number.
 fn flood(frames: &[Vec<u8>], most: usize, time: Duration, mut send: impl FnMut(&[u8])) -> usize {
     let end = Instant::now() + time;
     let mut sent = 0;
@@ -64,7 +64,7 @@ fn flood(frames: &[Vec<u8>], most: usize, time: Duration, mut send: impl FnMut(&
     sent
 }
 
-/// Addresses that the VM behind a TAP listens to, as the agent knows them.
+/// Returns the listeners of the VM behind a TAP, according to the agent.
 fn listeners(agent: &Agent, port: &str) -> Vec<String> {
     let rows = agent.query("listeners").unwrap();
     let rows = rows.as_array().unwrap().iter();
@@ -76,21 +76,21 @@ fn listeners(agent: &Agent, port: &str) -> Vec<String> {
     addresses
 }
 
-/// Those of the victim, once all of them are known.
+/// Returns the victim's listeners once the agent knows all of them.
 fn victims_listeners(agent: &Agent) -> Vec<String> {
     wait_for("the victim's listeners", || {
         Some(listeners(agent, "vnet1")).filter(|it| it.len() >= 20)
     })
 }
 
-/// A VM that listens to some addresses and gets a stream.
+/// A VM that listens to several addresses and receives a stream.
 struct Victim {
     guest: Guest,
     socket: UdpSocket,
 }
 
 impl Victim {
-    /// Starts beside an agent, which hears what it says once it watches the port.
+    /// Starts beside an agent. The agent learns the listeners once it watches the port.
     fn start(host: &Namespace, agent: &Agent) -> Self {
         let guest = Guest::start(host, "br0", "vnet1", 0);
         wait_for("the victim's port", || {
@@ -116,7 +116,7 @@ impl Victim {
         Self { guest, socket }
     }
 
-    /// What it gets until it is told that there is no more to come.
+    /// Receives until the sender has finished. Returns the numbers of the packets.
     fn receive(&self, is_over: &AtomicBool) -> Vec<u32> {
         let mut numbers = Vec::new();
         let mut packet = [0; 16];
@@ -171,7 +171,7 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
             for (kind, frames) in host.run(|| kinds(mac("br0"))) {
                 let mut tap = &setup.taps[0];
                 let sent = flood(&frames, FRAMES, LONGEST, |frame| {
-                    // What the host refuses was not said.
+                    // A frame that the host refuses was not sent.
                     let _ = tap.write(frame);
                 });
                 println!("{sent} {kind}");
@@ -179,7 +179,7 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
             }
             drop(end_of_stream);
             let sent = sender.join().unwrap();
-            // The socket has waited once for a packet that did not come.
+            // The socket waited once for a packet that did not arrive.
             drop(end);
             let received = received.join().unwrap();
             let first = *received.first().unwrap();
@@ -200,21 +200,21 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
     });
 }
 
-/// What an attack has done to an agent.
+/// Effect of an attack on an agent.
 #[derive(Debug)]
 struct Siege {
-    /// How much the agent's memory has grown, KiB.
+    /// Growth of the agent's memory, KiB.
     grown: u64,
-    /// How long an operator has waited for an answer at most.
+    /// Longest time that an operator waited for an answer.
     answer: Duration,
-    /// How often the loop stood still for 50 ms.
+    /// Standstills of the loop of 50 ms or more.
     stalls: u64,
-    /// For how long at most, since its start.
+    /// Longest standstill since the agent's start.
     longest: Duration,
 }
 
 impl Siege {
-    /// Attacks an agent for a while and asks it for its state all the time.
+    /// Attacks an agent for a while, and requests its state all the time.
     fn lay(agent: &Agent, attack: impl FnOnce(&AtomicBool) + Send) -> Self {
         let seconds = std::env::var(SIEGE_VARIABLE).ok();
         let time = seconds.map_or(SIEGE, |it| Duration::from_secs(it.parse().unwrap()));
@@ -252,8 +252,8 @@ impl Siege {
     }
 }
 
-/// Asserts that nobody but the attacker notices an attack. What the machine has to do besides may take the
-/// processor or a lock of the kernel from the agent once; what the attack does it does each time.
+/// Asserts that nobody but the attacker notices an attack. Other load on the machine may take a CPU
+/// or a kernel lock from the agent once; an effect of the attack recurs in each attempt.
 fn withstand(agent: &Agent, mut attack: impl FnMut(&AtomicBool) + Send) {
     for round in 1..=ROUNDS {
         let siege = Siege::lay(agent, &mut attack);
@@ -266,20 +266,20 @@ fn withstand(agent: &Agent, mut attack: impl FnMut(&AtomicBool) + Send) {
     }
 }
 
-/// Puts a task, or a whole process, before all others of this machine, so that what is measured is what it
-/// does, and not for how long it waits for a processor.
+/// Gives a task or a whole process priority over all others, so that the test measures its work and
+/// not its wait for a CPU.
 fn put_first(task: &str, is_process: bool) {
     let mut command = Command::new("chrt");
     command.args(is_process.then_some("--all-tasks"));
     let output = command.args(["--fifo", "--pid", "1", task]).output();
     let output = output.unwrap();
-    // Some kernels give no time to such tasks in a control group; then it has to do without.
+    // Some kernels grant no such priority inside a control group; the test then runs without it.
     if !output.status.success() {
         println!("{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
-/// How often and for how long an agent's loop has stood still.
+/// Returns the number of standstills of an agent's loop, and the longest.
 fn stalls(agent: &Agent) -> (u64, Duration) {
     let status = agent.status().unwrap();
     let number = |key: &str| status[key].as_u64().unwrap();
@@ -303,7 +303,7 @@ fn neighbour_that_sends_without_end_costs_little_memory_and_keeps_nobody_waiting
             .into_iter()
             .flat_map(|(_, it)| it)
             .collect();
-        // Flows that nobody has asked for, of addresses that a VM listens to.
+        // Unsolicited flows to addresses to which a VM listens.
         frames.extend((1..20_000).map(|port| {
             let group = group(port % 20 + 1).to_string();
             Frame::udp(SOURCE, &group, (port, PORT), b"made up").bytes()
@@ -345,7 +345,7 @@ fn peer_that_speaks_without_end_costs_little_memory_and_keeps_nobody_waiting() {
     });
 }
 
-/// Another domain each time.
+/// Returns a request for a different domain each time.
 fn request(number: u64) -> AgentRequest {
     let mut uuid = uuid(0xee);
     uuid[..8].copy_from_slice(&number.to_be_bytes());

@@ -1,4 +1,4 @@
-//! A neighbour makes flows up: each packet comes from another port.
+//! A neighbour invents flows: each packet uses another source port.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{count, tap};
 use common::counter::Counter;
 
 const OTHER_GROUP: &str = "ff3e:1::4321";
-/// More than either map holds.
+/// More flows than either map holds.
 const MADE_UP: u16 = 9000;
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -89,7 +89,7 @@ fn flows_made_up_for_one_address_and_vm_take_no_room_of_another_and_go_soon() {
             assert!(count(&datapath, full) > 4000, "{full:?}");
         }
 
-        // Whoever comes next finds room, and what was made up is gone.
+        // A new flow finds room, and the invented ones are gone.
         datapath.collect(now() + HOUR / 2, HOUR).unwrap();
         datapath.collect(now() + HOUR / 2, HOUR).unwrap();
         assert_eq!(known(), [stream(OTHER_GROUP, 5004)]);

@@ -1,4 +1,4 @@
-//! A peer that has the gates of others' TAPs closed.
+//! A peer makes the agent close the gates of other VMs' TAPs.
 
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
@@ -13,7 +13,7 @@ const GROUP: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x7000, 1);
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
 const PORT: u16 = 5004;
 
-/// A guest whose TAP has the MAC that libvirt would give it, its socket, and one that sends to it.
+/// A guest whose TAP has the MAC that libvirt would assign, its socket, and a sender.
 struct Streamed {
     host: Namespace,
     guest: Guest,
@@ -49,7 +49,7 @@ impl Streamed {
         }
     }
 
-    /// Waits until the guest gets what is sent from now on.
+    /// Waits until the guest receives newly sent packets.
     fn wait_received(&self, what: &str) {
         self.drain();
         wait_for(what, || {
@@ -64,7 +64,7 @@ impl Streamed {
     }
 }
 
-/// A request of a domain that nobody has, with the MAC of somebody's NIC.
+/// Returns a request for a nonexistent domain with the MAC of another VM's NIC.
 fn lie() -> AgentRequest {
     AgentRequest {
         domain_uuid: uuid(0xee).into(),
@@ -119,7 +119,7 @@ fn tap_that_libvirt_has_given_to_a_domain_is_closed_for_no_other() {
         for transaction in 1..10 {
             liar.say(transaction, lie());
         }
-        // Everything said is taken in.
+        // The agent has processed all earlier messages.
         liar.answer(9);
         streamed.wait_received("the stream");
         assert_eq!(agent.counter("held_frames"), 0);
@@ -127,6 +127,6 @@ fn tap_that_libvirt_has_given_to_a_domain_is_closed_for_no_other() {
     drop(streamed.guest);
 }
 
-/// Gates open after a second.
+/// Configuration: gates open after one second.
 const RULES: &str = "[handover]\ngate_max_s = 1\n\
     [[policy.arrive]]\nsources = [\"vms2\"]\ndomains = [\"*\"]\n";

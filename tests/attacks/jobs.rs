@@ -1,4 +1,4 @@
-//! Events that keep the agent's loop busy do not have it begin again, over and over, what it has begun.
+//! Events that keep the agent's loop busy do not make it restart unfinished jobs over and over.
 
 use std::fs;
 use std::future;

@@ -1,5 +1,5 @@
-//! A relay's certificate tried on the libvirt of a host, which would make its owner root there: the real
-//! `libvirtd` and `virsh`, with directories of their own.
+//! A relay's certificate tried on a host's libvirt, which would give its owner root there. The test
+//! runs the real `libvirtd` and `virsh` with their own directories.
 
 use std::fs;
 use std::net::{Ipv6Addr, TcpStream};
@@ -14,17 +14,17 @@ use roamcast::role::Role;
 use super::agent::issue;
 use super::netns::{Namespace, privileged, wait_for};
 
-/// Where libvirt listens by TLS.
+/// libvirt's TLS port.
 const PORT: u16 = 16514;
-/// A domain that only an owner of the host may define. The driver is one that makes everything up.
+/// Domain that only an administrator of the host may define, for libvirt's `test` driver.
 const DOMAIN: &str = "<domain type='test'><name>evil</name><memory>8192</memory>\
     <os><type>hvm</type></os></domain>";
 
-/// The libvirtd of a host; killed on drop.
+/// libvirtd of a host; killed on drop.
 struct Libvirtd(Child);
 
 impl Libvirtd {
-    /// Starts it with the certificates of `host`, letting in those of `ca`.
+    /// Starts libvirtd with the certificates of `host`. libvirtd accepts clients of the CA `ca`.
     fn start(directory: &Path, host: &Path, ca: &Path) -> Self {
         for private in [
             "/run",
@@ -66,7 +66,7 @@ impl Drop for Libvirtd {
     }
 }
 
-/// Both CAs in one file: whoever attacks does not mind whom libvirt trusts, and trusts it.
+/// Writes both CAs into one file, because an attacker can trust any server.
 fn both(directory: &Path, authorities: &Authorities) -> PathBuf {
     let read = |path: &Path| fs::read_to_string(path).unwrap();
     let path = directory.join("both.pem");
@@ -75,7 +75,7 @@ fn both(directory: &Path, authorities: &Authorities) -> PathBuf {
     path
 }
 
-/// Defines a domain by TLS, with a certificate.
+/// Defines a domain over TLS with the given certificate.
 fn define(directory: &Path, ca: &Path, certificate: &Path, key: &Path) -> Output {
     let own = tempfile::tempdir_in(directory).unwrap();
     for (from, to) in [
@@ -121,7 +121,7 @@ fn certificate_of_a_relay_defines_nothing_on_a_host() {
             work();
         });
     };
-    // As with one CA for all.
+    // As if one CA certified everybody.
     within(&all, &|| {
         let (defined, said) = attack(&relay);
         assert!(defined, "no attack: {said}");
@@ -129,7 +129,7 @@ fn certificate_of_a_relay_defines_nothing_on_a_host() {
     within(&host.join("CA/cacert.pem"), &|| {
         let (defined, said) = attack(&relay);
         assert!(!defined && said.contains("TLS"), "{said}");
-        // The other hosts are let in all the same.
+        // Other hosts are still accepted.
         let libvirt = host.join("libvirt");
         let (defined, said) = attack(&TlsFiles {
             ca: all.clone(),

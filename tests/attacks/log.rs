@@ -1,5 +1,5 @@
-//! The agent's log: its reader stands still or goes away, and names in it forge lines and sequences that
-//! change a terminal.
+//! Attacks on the agent's log: a reader that stalls or vanishes, and names that forge lines or
+//! terminal escape sequences.
 
 use std::fs::File;
 use std::io::{PipeReader, Read as _, Write as _, pipe};
@@ -14,13 +14,13 @@ use serde_json::Value;
 use super::agent::{Agent, Files};
 use super::netns::{Namespace, privileged, wait_for};
 
-/// Everything that happens is logged.
+/// Configuration that logs every event.
 const DEBUG: &str = "[log]\nlevel = \"debug\"";
-/// A name that an interface may have.
+/// Valid interface name with an escape sequence and a bidirectional override.
 const NAME: &str = "v\u{1b}[2J\u{202e}x";
 const SHOWN: &str = "v\\u{1b}[2J\\u{202e}x";
 
-/// The real agent on a bridge, with its log in a pipe.
+/// Runs the real agent on a bridge, with its log in a pipe.
 fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, Log) + Send) {
     if !privileged() {
         return;
@@ -31,7 +31,7 @@ fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, Log) + Send) {
         let files = Files::new(bpffs, &[], DEBUG);
         let (reader, writer) = pipe().unwrap();
         fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        // Another one for the same pipe, which does not wait as the agent's own does.
+        // A second, non-blocking file for the same pipe.
         let other = File::options()
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -48,13 +48,13 @@ struct Log {
 }
 
 impl Log {
-    /// Has no room for what comes next.
+    /// Fills the pipe.
     fn fill(&mut self) {
         while self.other.write(&[b'x'; 512]).is_ok() {}
         while self.other.write(b"x").is_ok() {}
     }
 
-    /// Takes what is there.
+    /// Reads the available text.
     fn read(&mut self, text: &mut String) {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = self.reader.read(&mut buffer) {
@@ -63,7 +63,7 @@ impl Log {
     }
 }
 
-/// A TAP comes and goes, which is logged.
+/// Adds and removes a TAP, which the agent logs.
 fn plug(host: &Namespace, files: &Files, name: &str) -> Value {
     host.ip(&format!("tuntap add {name} mode tap"));
     host.ip(&format!("link set {name} master br0 up"));
@@ -93,7 +93,7 @@ fn agent_whose_log_nobody_reads_goes_on() {
             plug(host, files, &format!("vnet{number}"));
         }
         assert!(agent.child.try_wait().unwrap().is_none());
-        // What waited comes when it is read again.
+        // The waiting lines arrive once the pipe is read again.
         let mut text = String::new();
         wait_for("the last TAP in the log", || {
             log.read(&mut text);

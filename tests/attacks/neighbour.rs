@@ -1,4 +1,4 @@
-//! The link of the bridge goes down and comes up again while neighbours are listened to.
+//! The bridge's link goes down and up while the agent listens for neighbour messages.
 
 use common::wire::neighbour::probe;
 use roamcast::net::link_addresses::LinkAddresses;
@@ -40,7 +40,7 @@ fn neighbours_are_heard_again_after_the_link_was_down() {
     });
 }
 
-/// Asks for the address until that is heard.
+/// Solicits the address until the agent reports a Solicitation.
 async fn hear(addresses: &mut LinkAddresses, wire: &Wire) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     let mut sent = 0_u8;
@@ -56,7 +56,7 @@ async fn hear(addresses: &mut LinkAddresses, wire: &Wire) {
             break;
         }
     }
-    // What else was asked is not taken for what is asked later.
+    // Discard the reports of earlier Solicitations.
     let wait = std::time::Duration::from_millis(50);
     while tokio::time::timeout(wait, addresses.next()).await.is_ok() {}
 }

@@ -1,4 +1,4 @@
-//! A peer with a good certificate that says what is not so: names, places, notices, lists.
+//! A peer with a valid certificate that lies: about names, places, notices and lists.
 
 use common::maps::FilterMode;
 use common::signal::{
@@ -10,18 +10,18 @@ use super::agent::{Agent, domain, uuid};
 use super::liar::Liar;
 use super::netns::{Namespace, privileged, wait_for};
 
-/// Of the victim's NIC.
+/// MAC of the victim's NIC.
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
 const VICTIM: u8 = 1;
-/// Whoever moves what, by all that may ask.
+/// Policy that permits every migration by every kind of requester.
 const ALL: &str = "[[policy.depart]]\ndomains = [\"*\"]\ndestinations = [\"*\"]\n\
     by = [\"operator\", \"vm\", \"hook\"]\n\
     [[policy.arrive]]\nsources = [\"*\"]\ndomains = [\"*\"]\n";
-/// The same for operators only, as where `by` is left out.
+/// The same policy without `by`, which permits only operators.
 const OPERATOR: &str = "[[policy.depart]]\ndomains = [\"*\"]\ndestinations = [\"*\"]\n\
     [[policy.arrive]]\nsources = [\"*\"]\ndomains = [\"*\"]\n";
 
-/// An agent with the domain `victim`.
+/// Runs an attack on an agent with the domain `victim`.
 fn with_agent(rules: &str, attack: impl FnOnce(&Agent) + Send) {
     if !privileged() {
         return;
@@ -67,7 +67,7 @@ fn peer_brings_no_domain_under_a_name_or_uuid_that_libvirt_knows_otherwise() {
     });
 }
 
-/// Asks for a domain to come; whether it may at once.
+/// Requests the arrival of a domain. Returns true if the agent accepts the request at once.
 fn is_taken(liar: &mut Liar, number: u8) -> bool {
     let transaction = u64::from(number);
     liar.say(transaction, request(number, &format!("tv-{number}")));
@@ -86,7 +86,7 @@ fn peer_takes_its_share_of_the_places_and_no_more_whatever_it_says() {
             .filter(|number| is_taken(&mut liar, *number))
             .count();
         assert_eq!(places, 8);
-        // Nothing has arrived here.
+        // None of these domains arrives.
         for number in 10..30 {
             liar.say(number, told(Phase::Completed));
         }
@@ -101,7 +101,7 @@ fn peer_takes_its_share_of_the_places_and_no_more_whatever_it_says() {
             reason.contains("8 domains from this peer already"),
             "{reason}"
         );
-        // Who waits has its turn.
+        // The waiting request now gets its turn.
         let reason = "cancelled".to_owned();
         liar.say(10, MigrationAbort(Reason::unspecified(reason)));
         wait_for("its turn", || is_taken(&mut liar, 18).then_some(()));
@@ -115,7 +115,7 @@ fn peer_that_asks_on_and_on_is_refused() {
         for transaction in 1..=200 {
             liar.say(transaction, request(10, "tv-10"));
         }
-        // More may be asked as time goes by, so the last one is not the one that is refused for sure.
+        // Some requests are permitted again over time, so the test looks for any refusal.
         let is_refused = |answer: &PeerMessage| {
             let PeerMessage::MigrationAbort(abort) = answer else {
                 return false;
@@ -171,7 +171,7 @@ fn notice_of_a_peer_keeps_no_operator_from_moving_the_domain() {
     });
 }
 
-/// A response with as many receptions as fit a frame, which the agent has not asked for.
+/// Returns an unsolicited response with as many receptions as fit into a frame.
 fn bloated() -> AgentResponse {
     let reception = Reception {
         vlan: 0,
@@ -188,7 +188,7 @@ fn bloated() -> AgentResponse {
     }
 }
 
-/// A request with a list for each listener that is longer than any domain's.
+/// Returns a request whose lists exceed those of any real domain.
 fn boundless() -> AgentRequest {
     let listener = Listener {
         vlan: 0,

@@ -1,5 +1,5 @@
-//! A user of the host makes the folder of the pins before the agent does, to have the kernel programs read
-//! maps of his; and maps in which there is anything.
+//! A local user creates the pin directory before the agent, so that the kernel programs would read
+//! that user's maps; and pinned maps with arbitrary contents.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::mem::size_of;
@@ -71,12 +71,12 @@ fn folders_of_others_are_not_used_for_pins() {
     });
 }
 
-/// Entries that are put into each map.
+/// Entries per map.
 const ENTRIES: usize = 40;
-/// Agents that are started, each with other contents.
+/// Agent starts, each with other contents.
 const LIVES: u16 = 4;
 
-/// Bytes that mean nothing.
+/// Generator of random bytes.
 struct Noise(u64);
 
 impl Noise {
@@ -87,7 +87,8 @@ impl Noise {
         self.0
     }
 
-    /// Mostly small numbers, of which some are those of interfaces, and all ones.
+    /// Returns mostly small numbers, some of them interface indexes, and some values with all bits
+    /// set.
     fn bytes<const N: usize>(&mut self) -> [u8; N] {
         std::array::from_fn(|_| match self.next() % 8 {
             0 => self.next() as u8,
@@ -97,7 +98,7 @@ impl Noise {
     }
 }
 
-/// Fills a pinned map, whose keys and values have these sizes.
+/// Fills a pinned map with keys and values of these sizes.
 fn fill<const K: usize, const V: usize>(maps: &Path, name: &str, noise: &mut Noise) {
     let map = MapData::from_pin(maps.join(name)).unwrap();
     let is_lru = map.info().unwrap().map_type().unwrap() == aya::maps::MapType::LruHash;
@@ -168,7 +169,7 @@ fn agent_that_finds_anything_in_its_maps_starts_and_works() {
                 let status = files.status()?;
                 (!status["ports"][0]["hooks"].as_array()?.is_empty()).then_some(())
             });
-            // Of this life, and those before.
+            // Joins of this life and of the earlier ones.
             join(&guest, &mut sockets, &any_source(life + 1));
             for number in 1..=life + 1 {
                 wait_for("a listener", || is_known(number));

@@ -1,4 +1,4 @@
-//! A user of the host, who may do nothing special, takes the port that VMs send to.
+//! An unprivileged user of the host tries to take the UDP port to which VMs send.
 #![allow(
     unsafe_code,
     reason = "one thread alone becomes another user by a bare system call"
@@ -17,7 +17,7 @@ use super::netns::{Namespace, privileged, wait_for};
 
 const NOBODY: libc::uid_t = 65_534;
 
-/// Does something as a user without privileges, on a thread that is that user for ever.
+/// Runs `work` on a thread that permanently switches to an unprivileged user.
 fn as_nobody<T: Send>(host: &Namespace, work: impl FnOnce() -> T + Send) -> T {
     host.run(|| {
         // SAFETY: the call takes three numbers. Made without the C library it changes this thread
@@ -28,7 +28,7 @@ fn as_nobody<T: Send>(host: &Namespace, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Binds the port as one does who wants to share it.
+/// Binds the port in a mode that shares it.
 fn steal(address: Ipv6Addr, scope: u32, device: Option<&str>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
     socket.set_reuse_address(true)?;
@@ -39,7 +39,7 @@ fn steal(address: Ipv6Addr, scope: u32, device: Option<&str>) -> io::Result<Sock
     Ok(socket)
 }
 
-/// Every way to bind it.
+/// Tries every way to bind the port.
 fn attempts(host: &Namespace) -> Vec<io::Result<Socket>> {
     let bridge = host.ifindex("br0");
     let found = host.run(|| roamcast::net::addresses::addresses("br0").unwrap());

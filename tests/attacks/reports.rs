@@ -1,4 +1,4 @@
-//! A VM reports more than it may, in Reports that are too long for the kernel program.
+//! A VM reports more listeners than permitted, in Reports too long for the kernel program.
 
 use serde_json::Value;
 
@@ -9,11 +9,11 @@ use super::tap::Guest;
 use super::wire::Wire;
 use super::{Namespace, group, has, mdb};
 
-/// More than the kernel program reads of one Report, and as many as fit in a page.
+/// Records per Report: more than the kernel program reads, and as many as fit into a page.
 const RECORDS: usize = 200;
 const LIMITS: &str = "[limits]\nlisteners = 20\nsources = 10\n";
 
-/// Numbers of the groups, out of so many, that the bridge has.
+/// Returns the numbers of the first `groups` groups that are in the bridge's MDB.
 fn in_bridge(host: &Namespace, groups: usize) -> Vec<usize> {
     let mdb = mdb(host);
     (0..groups).filter(|number| has(&mdb, *number)).collect()
@@ -52,7 +52,7 @@ fn bridge_keeps_nothing_of_a_long_report_that_the_vm_may_not_say() {
             (known.len() == listeners(&agent) && known.len() <= 20).then_some(())
         });
 
-        // What the VM may have it has, and may change.
+        // The permitted groups stay, and the VM may still change them.
         let kept = in_bridge(&host, RECORDS);
         assert!(!kept.is_empty());
         let sources: Vec<String> = (1..200).map(|n| format!("2001:db8::{n:x}")).collect();

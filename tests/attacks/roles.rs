@@ -1,5 +1,5 @@
-//! Certificates that are good for something else: a relay's, a migration control server's, one of
-//! no role, one of another CA.
+//! Certificates with a wrong role or issuer: those of a relay, of a migration control server,
+//! without a role, and of another CA.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -24,7 +24,7 @@ use super::certificate::certify;
 use super::liar::{Liar, LyingServer};
 use super::netns::{Namespace, privileged, wait_for};
 
-/// A message of every kind, empty: who looks into it finds no message.
+/// Returns an empty frame of every message kind. A receiver that decodes one reports an error.
 fn messages() -> impl Iterator<Item = (u16, &'static str, Vec<u8>)> {
     let kinds = PeerMessage::KINDS.iter();
     let others = DirectoryMessage::KINDS
@@ -36,7 +36,7 @@ fn messages() -> impl Iterator<Item = (u16, &'static str, Vec<u8>)> {
     })
 }
 
-/// Files of an agent in a namespace, before it starts.
+/// Prepares an agent's files in a namespace before the agent starts.
 fn with_files(attack: impl FnOnce(&Files) + Send) {
     if !privileged() {
         return;
@@ -49,8 +49,9 @@ fn with_files(attack: impl FnOnce(&Files) + Send) {
     });
 }
 
-/// Says every message, each on a connection of its own, with a certificate that the agent refuses for
-/// `reason`, which it tells where it can; then it still takes another agent.
+/// Sends every message, each on its own connection, with a certificate that the agent must refuse
+/// for `reason` (sent to the peer if possible). Asserts that the agent then still accepts another
+/// agent.
 fn is_refused(agent: &Agent, own: &TlsFiles, counter: &str, reason: Option<&str>) {
     let to = SocketAddr::from(ADDRESS);
     let ca = agent.pki().join("signalling/cacert.pem");
@@ -65,13 +66,13 @@ fn is_refused(agent: &Agent, own: &TlsFiles, counter: &str, reason: Option<&str>
         assert!(said.contains(reason), "{said}");
     }
     for (tried, (_, name, frame)) in (2..).zip(messages()) {
-        // The verdict may get lost, as the agent closes a connection on which something is unread.
+        // The verdict may be lost, because the agent closes a connection with unread data.
         let answer = Liar::attempt(to, "vms1", &ca, own).insist(&frame);
         assert!(answer.is_empty() || answer == verdict, "{name}: {answer:?}");
         wait_for("the refusal to be counted", || {
             (count() == before + tried).then_some(())
         });
-        // Who succeeds need not wait after failures.
+        // A success ends the delay that failures cause.
         Liar::connect(to, "vms1", &ca, &good);
     }
     assert_eq!(agent.counter("frames_malformed"), 0);
@@ -84,7 +85,8 @@ fn nobody_but_an_agent_says_anything_to_an_agent() {
     with_files(|files| {
         let agent = Agent::start_with(files, files.log_file());
         let pki = agent.pki();
-        // Names that the agent takes from agents: one of the configuration, and one that is admitted.
+        // Names that the agent accepts from agents: one from the configuration, and one of an
+        // admitted agent.
         for (name, role) in [("vms2", Role::Relay), ("vms4", Role::Mcs)] {
             let own = issue(&pki, name, role);
             let reason = format!("`{name}` is of the role {role}");
@@ -108,14 +110,15 @@ fn nobody_but_an_agent_says_anything_to_an_agent() {
     });
 }
 
-/// A server, and what it says to who dials it.
+/// A server with the message that it sends to every client.
 struct Lie {
     server: LyingServer,
     message: &'static str,
     frame: Vec<u8>,
 }
 
-/// Servers of a role, each for one message that `says` has, and the line of the configuration that names them.
+/// Starts servers of a role, one per message in `says`. Returns them and the configuration line
+/// that names them.
 fn lying_servers(
     files: &Files,
     key: &str,
@@ -143,7 +146,8 @@ fn lying_servers(
 #[test]
 fn relay_or_server_that_is_dialed_says_nothing_that_is_not_for_its_role() {
     with_files(|files| {
-        // Their own messages: RelayResponse, RelayRelease; Registered, RelaySearchReply; Error.
+        // Messages of their own role: RelayResponse, RelayRelease; Registered, RelaySearchReply;
+        // Error.
         let relays = lying_servers(files, "servers", Role::Relay, |kind| {
             ![8, 13, 14].contains(&kind)
         });
@@ -157,7 +161,7 @@ fn relay_or_server_that_is_dialed_says_nothing_that_is_not_for_its_role() {
             for lie in &liars {
                 scope.spawn(move || {
                     let answer = lie.server.serve(&lie.frame);
-                    // An agent registers with a server by itself, and answers nothing.
+                    // An agent registers with a server on its own, and answers no message.
                     let registers = answer.len() > 8 && answer[4..8] == [0x84, 1, 0, 15];
                     let message = lie.message;
                     assert!(answer.is_empty() || registers, "{message}: {answer:?}");
@@ -178,7 +182,7 @@ fn relay_or_server_that_is_dialed_says_nothing_that_is_not_for_its_role() {
     });
 }
 
-/// Serves a session description that makes somebody a relay, to everybody who asks; returns its URL.
+/// Serves everybody a session description that declares a relay. Returns its URL.
 fn describe(name: &str, address: SocketAddr) -> String {
     let listener = TcpListener::bind("[::1]:0").unwrap();
     let url = format!("http://{}/tv.sdp", listener.local_addr().unwrap());

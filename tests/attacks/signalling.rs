@@ -1,5 +1,5 @@
-//! Somebody else answers for a VM's agent: another VM of the host, or a neighbour on its link. Both know
-//! all that the VM says, its transaction included.
+//! Somebody else answers in place of a VM's agent: another VM of the host, or a neighbour on the
+//! link. Both know all messages of the VM, including the transaction number.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -27,12 +27,12 @@ use super::netns::{Namespace, privileged};
 use super::tap::Guest;
 use super::wire::Wire;
 
-/// What those who move the VM say they have copied.
+/// Copied bytes that the real agent reports; the attackers report another number.
 const BY_AGENT: u64 = 4242;
 const BY_FORGER: u64 = 666;
 const GO: [&str; 4] = ["go", "vms2", "--no-configure", "--json"];
 
-/// The victim, and who attacks it.
+/// The victim and its attackers.
 struct Scene {
     host: Namespace,
     victim: Guest,
@@ -62,14 +62,14 @@ impl Scene {
         namespace.run(|| Command::new(program).args(arguments).output().unwrap())
     }
 
-    /// Link-local address of the agent, which everybody knows.
+    /// Returns the agent's link-local address, which everybody knows.
     fn agent_address(&self) -> Ipv6Addr {
         let found = self.host.run(|| addresses("br0").unwrap());
         found.link_local.unwrap()
     }
 }
 
-/// What the attackers have answered, by the number of the VM's message.
+/// Attackers' answers, by the number of the VM's message.
 #[derive(Default)]
 struct Forged(Mutex<BTreeSet<u8>>);
 
@@ -111,7 +111,7 @@ fn completed(processed_bytes: u64) -> VmMessage {
     })
 }
 
-/// A move by somebody who plays the agent.
+/// Returns the answer of a cooperative agent, real or forged, whose migration completes.
 fn cooperative(message: &VmMessage, name: &str, bytes: u64) -> VmMessage {
     match message {
         VmMessage::AgentSearch(_) => search_reply(name),
@@ -124,7 +124,7 @@ fn cooperative(message: &VmMessage, name: &str, bytes: u64) -> VmMessage {
     }
 }
 
-/// Everything that takes the VM's move away from its agent.
+/// Answers that would end the VM's migration by its agent.
 fn hostile(message: &VmMessage) -> Vec<VmMessage> {
     let reason = "forged".to_owned();
     let abort = VmMessage::from(MigrationAbort(Reason::unspecified(reason)));
@@ -135,7 +135,7 @@ fn hostile(message: &VmMessage) -> Vec<VmMessage> {
     }
 }
 
-/// A datagram in a frame as it is, and as it may be hidden.
+/// Returns a datagram in a plain frame, and in frames with headers that hide it.
 fn frames(from: Ipv6Addr, to_port: u16, payload: &[u8]) -> Vec<Frame> {
     let plain = || {
         Frame::udp(&from.to_string(), "ff02::1", (PORT, to_port), payload)
@@ -151,7 +151,7 @@ fn frames(from: Ipv6Addr, to_port: u16, payload: &[u8]) -> Vec<Frame> {
     ]
 }
 
-/// What a frame says to an agent: port, transaction, message.
+/// Returns the port, transaction and message of a frame to an agent.
 fn request(frame: &[u8]) -> Option<(u16, u64, VmMessage)> {
     let is_udp = frame.get(12..14)? == [0x86, 0xdd] && frame.get(20)? == &17;
     let [s0, s1, d0, d1] = frame.get(54..58)?.try_into().ok()?;
@@ -162,7 +162,8 @@ fn request(frame: &[u8]) -> Option<(u16, u64, VmMessage)> {
     Some((u16::from_be_bytes([s0, s1]), transaction, message))
 }
 
-/// Answers all that the victim says, by the attacker's NIC and by the neighbour's, until it is over.
+/// Answers all messages of the victim, from the attacker's NIC and the neighbour's, until the test
+/// is over.
 fn forge(
     scene: &Scene,
     forged: &Forged,
@@ -192,7 +193,7 @@ fn forge(
     }
 }
 
-/// Answers as the agent does, but not before the attackers have.
+/// Answers as the agent does, but only after the attackers.
 fn serve(forged: &Forged, over: &AtomicBool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! An enrolled node registers the address of another one before that does, so that nobody finds that one.
+//! An enrolled node registers another node's address first, so that nobody finds that node.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -14,7 +14,7 @@ use super::ims::{Files, Node, Server, hoa, own_directories, update_request};
 use super::netns::{Namespace, privileged, wait_for};
 
 const PORT: u16 = 47413;
-/// Of the network that the victim is in.
+/// Address from the network that the victim is in.
 const GIVEN: &str = "2001:db8:1::2/64";
 
 /// `migkick node`, killed on drop.
@@ -34,13 +34,13 @@ impl Victim {
     }
 }
 
-/// Where the victim is, once the server knows it there.
+/// Returns the victim's MoA once the server knows the victim there.
 fn registered(files: &Files) -> Ipv6Addr {
     wait_for("the registration", || {
         let rows = files.list();
         let row = rows.iter().find(|row| row["hoa"] == hoa(1).to_string())?;
         let moas = row["moas"].as_array()?;
-        // The one that is given goes first, until the neutral one can be used.
+        // The assigned address is registered first, until the neutral one is usable.
         let neutral = |it: &Value| -> Option<Ipv6Addr> {
             let address: Ipv6Addr = it["address"].as_str()?.parse().ok()?;
             (it["priority"] == 1 && address.segments()[4..] != [0, 0, 0, 2]).then_some(address)
@@ -49,7 +49,7 @@ fn registered(files: &Files) -> Ipv6Addr {
     })
 }
 
-/// As the victim does, but somebody else.
+/// Registers the address as the victim would, with another identity.
 fn squat(squatter: &mut Node, address: Ipv6Addr) {
     let request = UpdateRequest {
         moas: vec![Moa {
@@ -105,7 +105,7 @@ fn node_whose_address_somebody_has_registered_takes_another_one() {
         let victim = Victim::start(&key);
         let first = registered(&files);
         drop(victim);
-        // The server forgets all of it, and somebody who has looked before is quicker.
+        // The server loses its state, and the attacker is faster after the restart.
         drop(server);
         fs::remove_dir_all(files.path("store")).unwrap();
         let _server = serve();
