@@ -1,5 +1,5 @@
-//! The program `roamcast agent` on a bridge in a namespace, with domains that libvirt's `test` driver
-//! makes up.
+//! The program `roamcast agent` on a bridge in a namespace, with invented domains in libvirt's
+//! `test` driver.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -29,15 +29,15 @@ use tempfile::TempDir;
 use super::liar::Liar;
 use super::netns::wait_for;
 
-/// Where the agent listens.
+/// Address on which the agent listens for peers.
 pub(crate) const ADDRESS: (Ipv6Addr, u16) = (Ipv6Addr::LOCALHOST, 47411);
 
-/// A domain's UUID, by its number.
+/// Returns the UUID of a numbered domain.
 pub(crate) const fn uuid(number: u8) -> [u8; 16] {
     [number; 16]
 }
 
-/// XML of a running domain with one NIC.
+/// Returns the XML of a running domain with one NIC.
 pub(crate) fn domain(name: &str, number: u8, tap: &str, mac: [u8; 6]) -> String {
     let hex: String = uuid(number)
         .iter()
@@ -52,15 +52,15 @@ pub(crate) fn domain(name: &str, number: u8, tap: &str, mac: [u8; 6]) -> String 
     )
 }
 
-/// The files of agent `vms1`: certificates, configuration, socket, log.
+/// Files of agent `vms1`: certificates, configuration, socket, log.
 #[derive(Clone)]
 pub(crate) struct Files {
     directory: Arc<TempDir>,
 }
 
 impl Files {
-    /// Those of an agent on bridge `br0` that pins below `bpffs`; `configuration` is added to what it
-    /// needs.
+    /// Makes the files for an agent on bridge `br0` with pins below `bpffs`. `configuration` is
+    /// appended to the necessary settings.
     pub(crate) fn new(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
         let files = Self {
             directory: Arc::new(tempfile::tempdir().unwrap()),
@@ -89,19 +89,19 @@ impl Files {
         files
     }
 
-    /// Adds to its configuration.
+    /// Appends to the configuration.
     pub(crate) fn configure(&self, configuration: &str) {
         let path = self.path("roamcast.toml");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(path, text + configuration).unwrap();
     }
 
-    /// Its log, for [`Agent::start_with`].
+    /// Opens the log for [`Agent::start_with`].
     pub(crate) fn log_file(&self) -> Stdio {
         Stdio::from(fs::File::create(self.path("log")).unwrap())
     }
 
-    /// Where its certificates are made.
+    /// Returns the directory in which the certificates are made.
     pub(crate) fn pki(&self) -> PathBuf {
         self.path("pki")
     }
@@ -116,7 +116,7 @@ impl Files {
         self.spawn_by(command, stderr)
     }
 
-    /// The same by a command that runs `roamcast`.
+    /// Starts the agent with a command that runs `roamcast`.
     pub(crate) fn spawn_by(&self, mut command: Command, stderr: Stdio) -> Agent {
         let child = command
             .arg("agent")
@@ -132,24 +132,24 @@ impl Files {
         }
     }
 
-    /// What `roamcast status` says, once the agent answers.
+    /// Returns the JSON of `roamcast status`, or `None` while the agent does not answer.
     pub(crate) fn status(&self) -> Option<Value> {
         self.query("status")
     }
 
-    /// The same, as a person sees it.
+    /// Returns the text of `roamcast status`.
     pub(crate) fn table(&self) -> String {
         let output = self.command(&["status"]).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// One of the agent's tables.
+    /// Returns one of the agent's tables as JSON.
     pub(crate) fn query(&self, table: &str) -> Option<Value> {
         let output = self.command(&[table, "--json"]).output().unwrap();
         serde_json::from_slice(&output.stdout).ok()
     }
 
-    /// A `roamcast` command that talks to the agent, and does not wait long for it.
+    /// Returns a `roamcast` command that asks the agent, with a short timeout.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.arg("20").arg(binaries::path("roamcast").unwrap());
@@ -166,8 +166,8 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts one in the namespaces of the calling thread and waits until it has seen `domains`.
-    /// `configuration` is added to what it needs.
+    /// Starts an agent in the namespaces of the calling thread and waits until it has seen
+    /// `domains`. `configuration` is appended to the necessary settings.
     pub(crate) fn start(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
         let files = Files::new(bpffs, domains, configuration);
         let agent = files.spawn(files.log_file());
@@ -180,26 +180,26 @@ impl Agent {
         agent
     }
 
-    /// Starts the one of these files, logging to `stderr`, and waits until it answers.
+    /// Starts the agent with these files, with its log in `stderr`, and waits until it answers.
     pub(crate) fn start_with(files: &Files, stderr: Stdio) -> Self {
         let agent = files.spawn(stderr);
         wait_for("the agent", || files.status());
         agent
     }
 
-    /// Connects as a peer of that name.
+    /// Connects as a peer with that name.
     pub(crate) fn peer(&self, name: &str) -> Liar {
         let files = issue(&self.files.pki(), name, Role::Agent);
         Liar::connect(SocketAddr::from(ADDRESS), "vms1", &files.ca, &files)
     }
 
-    /// A counter of the status.
+    /// Returns a counter of the status.
     pub(crate) fn counter(&self, name: &str) -> u64 {
         let status = self.status().expect("a status");
         status["counters"][name].as_u64().unwrap_or_default()
     }
 
-    /// The most memory that it has had, KiB.
+    /// Returns the peak memory of the process, KiB.
     pub(crate) fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:"));
@@ -207,13 +207,13 @@ impl Agent {
         number.unwrap().parse().unwrap()
     }
 
-    /// What it has logged.
+    /// Returns the content of the log.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.files.path("log")).unwrap_or_default()
     }
 }
 
-/// What can be asked by its files.
+/// Gives access to the methods of the agent's files.
 impl Deref for Agent {
     type Target = Files;
 
@@ -229,7 +229,7 @@ impl Drop for Agent {
     }
 }
 
-/// Certificates of the signalling.
+/// Issues certificates of the signalling.
 pub(crate) fn issue(pki: &Path, name: &str, role: Role) -> TlsFiles {
     let request = IssueRequest {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! A TAP behind a bridge, and frames on their way into it.
+//! A TAP behind a bridge, and frames that enter the TAP.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -19,21 +19,21 @@ use super::tap;
 use super::wire::Wire;
 
 pub(crate) const GROUP: &str = "ff3e:1::1234";
-/// Of a scope that no gate looks at.
+/// Address of a scope that no gate processes.
 const PROBE: &str = "ff02::1234";
 pub(crate) const SOURCE: &str = "2001:db8::1";
 
-/// A host with a TAP that a sender reaches through a bridge.
+/// A host with a TAP behind a bridge, which a sender can reach.
 pub(crate) struct Bridged {
     pub(crate) host: Namespace,
-    /// Where the sender is, behind `up0`.
+    /// Namespace of the sender, behind `up0`.
     pub(crate) network: Namespace,
-    /// A file for each queue of the TAP.
+    /// One file per queue of the TAP.
     pub(crate) taps: Vec<File>,
-    /// What comes before each frame that is read from it, bytes.
+    /// Bytes in front of each frame that is read from the TAP.
     header_bytes: usize,
     pub(crate) ifindex: u32,
-    /// Into the bridge.
+    /// Wire of the sender into the bridge.
     pub(crate) sender: Wire,
 }
 
@@ -42,7 +42,7 @@ impl Bridged {
         Self::with(|name| vec![tap::open(name)], 0)
     }
 
-    /// Its TAP is one as vhost-net reads it, of so many queues.
+    /// Makes a TAP with this many queues, as vhost-net reads it.
     pub(crate) fn with_queues(queues: usize) -> Self {
         Self::with(|name| tap::open_queues(name, queues), tap::HEADER_BYTES)
     }
@@ -64,7 +64,7 @@ impl Bridged {
             ifindex,
             sender,
         };
-        // The kernel takes a while to notice that the link is up.
+        // The bridge notices the link's state with a delay.
         let probe = Frame::udp(SOURCE, PROBE, (1, 2), b"probe").bytes();
         wait_for("the bridge", || {
             bridged.sender.send(&probe);
@@ -73,7 +73,7 @@ impl Bridged {
         bridged
     }
 
-    /// Frames that have come out of the TAP, as the VM would get them.
+    /// Returns the frames that came out of the TAP, as the VM would receive them.
     pub(crate) fn received(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut frame = vec![0; 65_536];
@@ -92,7 +92,7 @@ impl Bridged {
         assert_eq!(sent, frame.len());
     }
 
-    /// Waits until a frame comes out of the TAP; returns those of the flow that came up to it.
+    /// Waits until a frame comes out of the TAP. Returns the frames of the flow up to it.
     pub(crate) fn received_up_to(&self, last: &[u8]) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         wait_for("the last frame", || {
@@ -103,7 +103,7 @@ impl Bridged {
         frames
     }
 
-    /// The data path of an agent, on the TAP.
+    /// Attaches an agent's data path to the TAP.
     pub(crate) fn attach(&self, config: &DatapathConfig) -> Datapath {
         let datapath = Datapath::load(config).unwrap();
         datapath

@@ -1,4 +1,4 @@
-//! MLD messages captured with AF_PACKET, read by etherparse rather than by our own parser.
+//! MLD messages captured with AF_PACKET and parsed by etherparse instead of Roamcast's own parser.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -20,10 +20,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::netns::{DEADLINE, Namespace};
 
-/// A record of an MLDv2 Report (RFC 9777 §5.2).
+/// An address record of an MLDv2 Report (RFC 9777 §5.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
+    /// Record type, from 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
     pub(crate) kind: u8,
     pub(crate) multicast_address: Ipv6Addr,
     pub(crate) sources: Vec<Ipv6Addr>,
@@ -33,7 +33,7 @@ pub(crate) struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mld {
     Report(Vec<Record>),
-    /// A Query of any version, for an address or `::`.
+    /// Query of any version, for an address or for `::` (General Query).
     Query(Ipv6Addr),
 }
 
@@ -68,14 +68,14 @@ impl Capture {
         panic!("no such Report: {what}; seen {seen:?}");
     }
 
-    /// The next MLD message, if one comes within the read timeout.
+    /// Returns the next MLD message, or `None` after the read timeout.
     pub(crate) fn message(&mut self) -> Option<Mld> {
         let mut frame = [0; 2048];
         let length = self.0.read(&mut frame).ok()?;
         parse(&frame[..length])
     }
 
-    /// All MLD messages that have arrived.
+    /// Returns all MLD messages that have arrived.
     pub(crate) fn drain(&mut self) -> Vec<Mld> {
         let mut messages = Vec::new();
         let mut frame = [0; 2048];

@@ -1,4 +1,4 @@
-//! Certificates of the CA of the signalling that `roamcast pki` does not issue.
+//! Certificates of the signalling's CA that `roamcast pki` does not issue.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -7,7 +7,7 @@ use std::path::Path;
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use roamcast::net::tls::TlsFiles;
 
-/// Certifies names with these URIs, by the CA that `roamcast pki init` has made in `pki`.
+/// Certifies these names and URIs with the CA that `roamcast pki init` made in `pki`.
 pub(crate) fn certify(pki: &Path, names: &[&str], uris: &[&str]) -> TlsFiles {
     let read = |path: &str| fs::read_to_string(pki.join(path)).unwrap();
     let ca_key = KeyPair::from_pem(&read("signalling/private/cakey.pem")).unwrap();

@@ -1,5 +1,5 @@
-//! What fuzzing has found, as ordinary tests: `tests/fuzz/corpus` has an input for each way through a target,
-//! `tests/fuzz/crashes` those that something did not hold for.
+//! Fuzzing results as ordinary tests: `tests/fuzz/corpus` has an input for each code path of a
+//! target, `tests/fuzz/crashes` the inputs that violated an invariant.
 
 #![allow(
     clippy::panic,
@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::vec::Vec;
 use std::{env, fs};
 
-/// What takes an input.
+/// Function under test, which takes one input.
 type Body = fn(&[u8]);
 
-/// Runs each target, by its name, with all of its inputs.
+/// Runs each target, selected by name, on all of its inputs.
 pub(crate) fn replay(targets: &[(&str, Body)]) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz");
     for (name, run) in targets {
@@ -27,7 +27,7 @@ pub(crate) fn replay(targets: &[(&str, Body)]) {
         inputs.sort();
         assert!(!inputs.is_empty(), "{name} has no corpus");
         for input in inputs {
-            // A panic says nothing of the input, but the last line that was printed does.
+            // A panic message does not name the input, so print the input first.
             std::println!("{}", input.display());
             run(&fs::read(&input).unwrap());
         }

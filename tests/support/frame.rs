@@ -1,6 +1,5 @@
-//! Builds MLD frames byte by byte, valid ones and broken ones.
-//!
-//! It shares no code with the parsers under test.
+//! Builds MLD frames byte by byte, valid and broken ones. The builder shares no code with the
+//! parsers under test.
 
 #![allow(
     clippy::panic,
@@ -15,17 +14,17 @@ use std::{vec, vec::Vec};
 /// Ethernet source of every frame.
 pub(crate) const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x2a];
 
-/// Hop-by-Hop Options with Router Alert of value 0, then PadN.
+/// Hop-by-Hop Options with Router Alert of value 0 (MLD, RFC 2711), then PadN.
 const ROUTER_ALERT: [u8; 6] = [5, 2, 0, 0, 1, 0];
 
-/// An address.
+/// Parses an IPv6 address.
 pub(crate) fn address(text: &str) -> [u8; 16] {
     text.parse::<Ipv6Addr>()
         .unwrap_or_else(|_| panic!("{text} is not an address"))
         .octets()
 }
 
-/// One address record.
+/// Builds one address record.
 pub(crate) fn record(kind: u8, multicast_address: &str, sources: &[&str]) -> Vec<u8> {
     let mut bytes = vec![kind, 0];
     bytes.extend((sources.len() as u16).to_be_bytes());
@@ -36,32 +35,32 @@ pub(crate) fn record(kind: u8, multicast_address: &str, sources: &[&str]) -> Vec
     bytes
 }
 
-/// A frame to be; the defaults make a valid one.
+/// Description of a frame; the defaults make a valid one.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
-    /// VLAN identifier of a tag in the frame.
+    /// VLAN identifier of a tag in the frame; `None` for an untagged frame.
     pub(crate) vlan: Option<u16>,
-    /// IPv6 source.
+    /// IPv6 source address.
     pub(crate) source: [u8; 16],
-    /// IPv6 destination.
+    /// IPv6 destination address.
     pub(crate) destination: [u8; 16],
     /// Hop limit.
     pub(crate) hop_limit: u8,
-    /// Options of the Hop-by-Hop header, to be a multiple of 8 with its first two bytes; `None`
-    /// for no such header.
+    /// Options of the Hop-by-Hop header; together with its first two bytes a multiple of 8. `None`
+    /// omits the header.
     pub(crate) options: Option<Vec<u8>>,
-    /// Further extension headers: next header value, and all bytes but the first.
+    /// Further extension headers: next header value, and all bytes after the first one.
     pub(crate) headers: Vec<(u8, Vec<u8>)>,
     /// Next header value of the body.
     pub(crate) protocol: u8,
-    /// ICMPv6 message.
+    /// Body of the packet, an ICMPv6 message unless `protocol` differs.
     pub(crate) body: Vec<u8>,
-    /// Whether the checksum is put in.
+    /// Whether the builder fills in the checksum.
     pub(crate) checksum: bool,
 }
 
 impl Frame {
-    /// A frame with an ICMPv6 message.
+    /// Returns a frame with an ICMPv6 message.
     pub(crate) fn icmpv6(body: Vec<u8>, destination: &str) -> Self {
         Self {
             vlan: None,
@@ -76,7 +75,7 @@ impl Frame {
         }
     }
 
-    /// An MLDv2 Report with the records.
+    /// Returns an MLDv2 Report with these records.
     pub(crate) fn report(records: &[Vec<u8>]) -> Self {
         let mut body = vec![143, 0, 0, 0, 0, 0];
         body.extend((records.len() as u16).to_be_bytes());
@@ -86,7 +85,7 @@ impl Frame {
         Self::icmpv6(body, "ff02::16")
     }
 
-    /// An MLDv1 Report (131) or Done (132).
+    /// Returns an MLDv1 Report (131) or Done (132).
     pub(crate) fn v1(kind: u8, multicast_address: &str) -> Self {
         let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
         body.extend(address(multicast_address));
@@ -98,7 +97,7 @@ impl Frame {
         Self::icmpv6(body, destination)
     }
 
-    /// A Query; `v2` holds S and QRV, and QQIC.
+    /// Returns a Query; `v2` holds the byte with S and QRV, and QQIC.
     pub(crate) fn query(multicast_address: &str, max_resp_code: u16, v2: Option<(u8, u8)>) -> Self {
         let mut body = vec![130, 0, 0, 0];
         body.extend(max_resp_code.to_be_bytes());
@@ -110,7 +109,7 @@ impl Frame {
         Self::icmpv6(body, "ff02::1")
     }
 
-    /// A UDP datagram. Its checksum is left out, as nothing but a receiver looks at it.
+    /// Returns a UDP datagram without checksum, because only a receiver verifies the checksum.
     pub(crate) fn udp(source: &str, destination: &str, ports: (u16, u16), payload: &[u8]) -> Self {
         let mut body = Vec::new();
         body.extend(ports.0.to_be_bytes());
@@ -128,13 +127,13 @@ impl Frame {
         }
     }
 
-    /// Changes the frame in place, for a variant of it.
+    /// Changes the description in place, for a variant of the frame.
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// The bytes.
+    /// Returns the frame's bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut body = self.body.clone();
         if self.checksum {

@@ -1,4 +1,4 @@
-//! `gate` by program test-run: its maps, and what it leaves in them.
+//! `gate` by program test-run: its maps and their contents.
 
 #![allow(
     clippy::panic,
@@ -11,55 +11,55 @@ use common::maps::{Delivered, DeliveredKey, Gate, GateRecord, GateUsage, HeldFra
 
 use crate::support::{CONTEXT_IFINDEX, IFINDEX, Kernel};
 
-/// A gate that holds for ever.
+/// A gate that holds forever.
 pub(crate) const HOLD: Gate = Gate::hold(u64::MAX);
 
-/// The programs, of which `gate` runs.
+/// The loaded programs, of which the tests run `gate`.
 pub(crate) struct Gated {
     pub(crate) kernel: Kernel,
 }
 
 impl Gated {
-    /// In normal mode; `None` where that is not permitted.
+    /// Loads the programs; `None` if the system does not permit it.
     pub(crate) fn load() -> Option<Self> {
         Self::load_with(&[])
     }
 
-    /// The same, with maps of another capacity.
+    /// Like [`Self::load`], with other map capacities.
     pub(crate) fn load_with(capacities: &[(&'static str, u32)]) -> Option<Self> {
         let kernel = Kernel::load_with(capacities)?;
         Some(Self { kernel })
     }
 
-    /// Gives a port a gate. What it has counted starts from 0.
+    /// Gives a port a gate, and resets the port's counts.
     pub(crate) fn set(&mut self, ifindex: u32, gate: Gate) {
         self.kernel
             .insert("GATE_USAGE", ifindex, GateUsage::default());
         self.kernel.insert("GATES", ifindex, gate);
     }
 
-    /// Records in a slot.
+    /// Switches the gate to recording into a slot.
     pub(crate) fn record(&mut self, slot: u32) {
         self.set(IFINDEX, Gate::record(slot, false, u64::MAX));
     }
 
-    /// Holds.
+    /// Switches the gate to holding.
     pub(crate) fn hold(&mut self) {
         self.set(IFINDEX, HOLD);
     }
 
-    /// Says how many held frames are replayed.
+    /// Sets the number of replayed frames.
     pub(crate) fn replayed(&mut self, replayed: u64) {
         self.kernel
             .insert("GATES", IFINDEX, Gate { replayed, ..HOLD });
     }
 
-    /// The verdict about a frame.
+    /// Runs `gate` on a frame. Returns the verdict.
     pub(crate) fn run(&mut self, frame: &[u8]) -> i32 {
         self.run_into(IFINDEX, frame)
     }
 
-    /// The same at another port, which has to exist.
+    /// Runs `gate` at another port, which must exist.
     pub(crate) fn run_into(&mut self, ifindex: u32, frame: &[u8]) -> i32 {
         self.kernel
             .run_in("gate", frame, &[(CONTEXT_IFINDEX, ifindex)])
@@ -73,32 +73,32 @@ impl Gated {
         self.kernel.entry("GATE_USAGE", ifindex).unwrap()
     }
 
-    /// All flows, sorted.
+    /// Returns the counts of all flows, sorted.
     pub(crate) fn delivered(&mut self) -> Vec<(DeliveredKey, Delivered)> {
         let mut delivered = self.kernel.read("DELIVERED");
         delivered.sort_unstable_by_key(|(key, _)| *key);
         delivered
     }
 
-    /// What was delivered of one flow.
+    /// Returns the count of one flow.
     pub(crate) fn delivered_of(&mut self, ifindex: u32, stream: StreamKey) -> Delivered {
         let key = DeliveredKey { ifindex, stream };
         self.kernel.entry("DELIVERED", key).unwrap_or_default()
     }
 
-    /// The first records of the first slot, as they lie.
+    /// Returns the first records of the first slot, in memory order.
     pub(crate) fn records(&mut self, count: u32) -> Vec<GateRecord> {
         self.kernel.array("GATE_RECORDS", count)
     }
 
-    /// Takes the frames that are held.
+    /// Takes the held frames.
     pub(crate) fn held(&mut self) -> Vec<(HeldFrame, Vec<u8>)> {
         let records = self.kernel.ring("HELD");
         records.iter().map(|record| held(record)).collect()
     }
 }
 
-/// Head and frame of a record of `HELD`, field by field.
+/// Parses a record of `HELD` into head and frame.
 pub(crate) fn held(record: &[u8]) -> (HeldFrame, Vec<u8>) {
     let u64_at = |at: usize| u64::from_ne_bytes(record[at..at + 8].try_into().unwrap());
     let u32_at = |at: usize| u32::from_ne_bytes(record[at..at + 4].try_into().unwrap());

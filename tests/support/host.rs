@@ -31,7 +31,7 @@ pub(crate) const LIMITS: Limits = Limits {
     flows: 4096,
 };
 
-/// The TC hook that an agent chooses on this kernel.
+/// Returns the TC hook that an agent chooses on this kernel.
 pub(crate) fn tc_hook() -> Hook {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Hook::Tcx,
@@ -39,7 +39,7 @@ pub(crate) fn tc_hook() -> Hook {
     }
 }
 
-/// The TC hooks that this kernel has; a missing one is printed.
+/// Returns the TC hooks that this kernel has, and prints a missing one.
 pub(crate) fn tc_hooks() -> Vec<Hook> {
     if tc_hook() == Hook::Tcx {
         return vec![Hook::Tcx, Hook::Filter];
@@ -48,7 +48,7 @@ pub(crate) fn tc_hooks() -> Vec<Hook> {
     vec![Hook::Filter]
 }
 
-/// Whether this kernel has TCX; where it has not, that is printed.
+/// Returns true if this kernel has TCX; prints a message otherwise.
 pub(crate) fn has_tcx() -> bool {
     let has_tcx = tc_hook() == Hook::Tcx;
     if !has_tcx {
@@ -57,7 +57,7 @@ pub(crate) fn has_tcx() -> bool {
     has_tcx
 }
 
-/// Where a data path of this layout pins its maps; links are in `links`.
+/// Returns the directory of this layout's pinned maps; links are in `links` below.
 pub(crate) fn pins(config: &DatapathConfig) -> PathBuf {
     config.pin_root.join(format!("v{LAYOUT_VERSION}"))
 }
@@ -106,7 +106,7 @@ pub(crate) fn config(bpffs: &Path) -> DatapathConfig {
     }
 }
 
-/// Real listeners in a guest.
+/// Makes a socket with real kernel listeners in a guest.
 pub(crate) fn listeners(guest: &Guest) -> Memberships {
     let ifindex = guest.namespace.ifindex("eth0");
     guest.namespace.run(|| Memberships::new(ifindex))
@@ -131,7 +131,7 @@ pub(crate) fn listener(
     })
 }
 
-/// The sources of a listener's present list, sorted.
+/// Returns the current source list of a listener, sorted.
 pub(crate) fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
     let Some(listener) = datapath.listener(key).unwrap() else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Frames that a VM or a neighbour may think of.
+//! Frames that a hostile VM or neighbour may send.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -14,7 +14,7 @@ use nix::ifaddrs::getifaddrs;
 
 use super::frame::{Frame, MAC, address, record};
 
-/// Is set when this is dropped, so that the threads that look at it end with the test, also with one that panics.
+/// Sets the flag on drop, so that the test's threads also end after a panic.
 pub(crate) struct EndOf<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for EndOf<'_> {
@@ -23,7 +23,7 @@ impl Drop for EndOf<'_> {
     }
 }
 
-/// Frames of one kind, to be sent over and over.
+/// Name of a kind of frames, with frames to send repeatedly.
 type Kind = (&'static str, Vec<Vec<u8>>);
 
 pub(crate) fn group(number: usize) -> String {
@@ -34,7 +34,7 @@ pub(crate) fn report(number: usize) -> Frame {
     Frame::report(&[record(4, &group(number), &[])])
 }
 
-/// Reports, each of a group of its number, that RFC 9777 forbids and a bridge takes.
+/// Returns Reports, one per numbered group, that RFC 9777 forbids and a bridge accepts.
 pub(crate) fn forbidden() -> Vec<Frame> {
     let destination_options = || vec![(60, vec![0, 1, 4, 0, 0, 0, 0])];
     let authentication = || vec![(51, vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
@@ -52,12 +52,12 @@ pub(crate) fn forbidden() -> Vec<Frame> {
             f.headers = destination_options();
         }),
         Frame::v1(131, &group(8)).with(|f| f.hop_limit = 2),
-        // Longer than a page, which is the most that Linux sends.
+        // Longer than a page, the most that Linux sends.
         Frame::report(&vec![record(4, &group(9), &[]); 300]),
     ]
 }
 
-/// Frames of every kind that is looked at, to whoever has the bridge with that address.
+/// Returns frames of every kind that Roamcast examines, for the bridge with that MAC.
 pub(crate) fn kinds(bridge: [u8; 6]) -> Vec<Kind> {
     let to_host = |frame: Frame| {
         let mut bytes = frame.bytes();
@@ -96,7 +96,7 @@ pub(crate) fn kinds(bridge: [u8; 6]) -> Vec<Kind> {
         });
         to_host(frame)
     });
-    // The last is longer than a link of 1500 bytes takes.
+    // The tenth is longer than the MTU of 1500 bytes allows.
     let malformed = forbidden().into_iter().take(9);
     vec![
         ("Reports", reports.chain(changes).collect()),
@@ -107,7 +107,7 @@ pub(crate) fn kinds(bridge: [u8; 6]) -> Vec<Kind> {
     ]
 }
 
-/// The address of an interface, in the namespace of the calling thread.
+/// Returns the MAC of an interface in the namespace of the calling thread.
 pub(crate) fn mac(interface: &str) -> [u8; 6] {
     let mut interfaces = getifaddrs().unwrap();
     let found = interfaces.find_map(|it| {

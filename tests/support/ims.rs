@@ -1,4 +1,4 @@
-//! A mapping server (the real program) and nodes that talk to it.
+//! A mapping server (the real program) and its nodes.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -35,13 +35,13 @@ pub(crate) fn hoa(number: u32) -> Ipv6Addr {
     Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 1, high, low)
 }
 
-/// A MoA of a node, another for each sequence.
+/// Returns the MoA of a node for a sequence number; each sequence number has another MoA.
 pub(crate) fn moa(number: u32, sequence: u64) -> Ipv6Addr {
     let [high, low] = [(number >> 16) as u16, number as u16];
     Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 1, (sequence % 8) as u16, high, low)
 }
 
-/// Gives the calling thread directories of its own where `migkick node` has its socket and its pins.
+/// Gives the calling thread private directories for the socket and pins of `migkick node`.
 pub(crate) fn own_directories() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
@@ -84,7 +84,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Writes configuration and secret into a directory.
+    /// Writes the configuration and the secret into a directory.
     pub(crate) fn new(directory: &Path, port: u16, more: &str) -> Self {
         std::fs::create_dir_all(directory).unwrap();
         let files = Self {
@@ -120,12 +120,12 @@ impl Files {
         command
     }
 
-    /// Runs `roamcast ims` with these arguments to its end.
+    /// Runs `roamcast ims` with these arguments to completion.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    /// What `roamcast status --json` says.
+    /// Returns the JSON of `roamcast status`, or `None` while the server does not answer.
     pub(crate) fn status(&self) -> Option<serde_json::Value> {
         let output = Command::new(roamcast())
             .args(["status", "--json", "--socket"])
@@ -136,7 +136,7 @@ impl Files {
         serde_json::from_slice(&output.stdout).ok()
     }
 
-    /// What `roamcast ims list --json` says.
+    /// Returns the rows of `roamcast ims list --json`.
     pub(crate) fn list(&self) -> Vec<serde_json::Value> {
         let output = self.run(&["list", "--json"]);
         assert!(output.status.success(), "{output:?}");
@@ -152,13 +152,13 @@ impl Server {
         Self(files.command(&[]).spawn().unwrap())
     }
 
-    /// As `kill -9` does.
+    /// Kills the server as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// As systemd does; returns the exit code.
+    /// Stops the server as systemd does. Returns the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -173,7 +173,7 @@ impl Drop for Server {
     }
 }
 
-/// A node, with a socket that is connected to one server.
+/// A node with a socket connected to one server.
 pub(crate) struct Node {
     pub(crate) number: u32,
     pub(crate) key: Key,
@@ -182,7 +182,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Must be called where the server is reached.
+    /// Makes a node; call in a namespace that can reach the server.
     pub(crate) fn new(number: u32, generation: u32, port: u16) -> Self {
         let socket = UdpSocket::bind("[::1]:0").unwrap();
         let server = SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0);
@@ -195,7 +195,7 @@ impl Node {
         }
     }
 
-    /// Asks once; the error is that of a socket without an answer in time.
+    /// Sends one request. Returns the socket's error if no answer arrives in time.
     pub(crate) fn ask(
         &mut self,
         message: &MatMessage,
@@ -241,7 +241,7 @@ impl Node {
         }
     }
 
-    /// Whether the server answers this node at all.
+    /// Returns true if the server answers this node at all.
     pub(crate) fn is_answered(&mut self) -> bool {
         let wanted = hoa(self.number).octets().into();
         let request = LookupRequest { hoa: wanted };

@@ -1,4 +1,4 @@
-//! Peers that say what they like: TLS and CBOR, and no rules.
+//! Peers that send arbitrary messages over TLS, without following the protocol.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -27,16 +27,16 @@ use rustls::{
     version,
 };
 
-/// How long an answer may take, however busy the machine is.
+/// Timeout for an answer, for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// What an agent says first to a peer that it takes.
+/// First frame of an agent to a peer that it accepts.
 const ACCEPTED: [u8; 5] = [0, 0, 0, 1, 0];
 
 /// A connection to an agent.
 pub(crate) struct Liar(StreamOwned<ClientConnection, TcpStream>);
 
 impl Liar {
-    /// Connects, in the namespace of the calling thread, with a certificate that the agent takes.
+    /// Connects, in the namespace of the calling thread, with a certificate that the agent accepts.
     pub(crate) fn connect(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
         let mut liar = Self::attempt(to, agent, ca, own);
         let mut verdict = ACCEPTED.map(|_| 0xff);
@@ -45,7 +45,7 @@ impl Liar {
         liar
     }
 
-    /// Connects with whatever certificate, and waits for nothing. `ca` is that of the agent.
+    /// Connects with any certificate and does not wait for the verdict. `ca` is the agent's CA.
     pub(crate) fn attempt(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
         let mut roots = RootCertStore::empty();
         roots
@@ -65,13 +65,13 @@ impl Liar {
         Self(StreamOwned::new(connection, stream))
     }
 
-    /// Waits, without a word, for what the agent says until it hangs up.
+    /// Reads silently until the agent closes the connection. Returns the data.
     pub(crate) fn listen(mut self) -> Vec<u8> {
         let _ = self.0.flush();
         read_until_closed(&mut self.0)
     }
 
-    /// Sends a frame to whoever may have hung up already, and takes all that comes until he has.
+    /// Sends a frame, even if the agent has closed already, and reads until the agent closes.
     pub(crate) fn insist(mut self, frame: &[u8]) -> Vec<u8> {
         let length = u32::try_from(frame.len()).unwrap();
         let _ = self.0.write_all(&[&length.to_be_bytes(), frame].concat());
@@ -83,7 +83,7 @@ impl Liar {
         self.say_bytes(&message.into().encode(transaction));
     }
 
-    /// Says what need not be a message.
+    /// Sends a frame with arbitrary content.
     pub(crate) fn say_bytes(&mut self, bytes: &[u8]) {
         let length = u32::try_from(bytes.len()).unwrap();
         self.0.write_all(&length.to_be_bytes()).unwrap();
@@ -110,7 +110,7 @@ impl Liar {
         }
     }
 
-    /// The reason for which a transaction is refused.
+    /// Returns the reason with which a transaction is refused.
     pub(crate) fn refusal(&mut self, transaction: u64) -> String {
         match self.answer(transaction) {
             PeerMessage::MigrationAbort(abort) => abort.0.text,
@@ -119,14 +119,14 @@ impl Liar {
     }
 }
 
-/// A server that an agent dials, which says one thing to everybody.
+/// A server that an agent dials, and that sends one frame to every client.
 pub(crate) struct LyingServer {
     listener: TcpListener,
     config: Arc<ServerConfig>,
 }
 
 impl LyingServer {
-    /// Listens, in the namespace of the calling thread.
+    /// Listens in the namespace of the calling thread.
     pub(crate) fn new(own: &TlsFiles) -> Self {
         let (chain, key) = pair(own);
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -145,7 +145,8 @@ impl LyingServer {
         self.listener.local_addr().unwrap()
     }
 
-    /// Accepts who dials, says the frame, and waits until he hangs up; returns what he has said.
+    /// Accepts a client, sends the frame and reads until the client closes. Returns the client's
+    /// data.
     pub(crate) fn serve(&self, frame: &[u8]) -> Vec<u8> {
         let (stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -165,7 +166,7 @@ fn pair(own: &TlsFiles) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>
     )
 }
 
-/// Reads until the other side hangs up, however rudely.
+/// Reads until the other side closes the connection, even without TLS close_notify.
 fn read_until_closed(stream: &mut impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {

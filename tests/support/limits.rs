@@ -1,8 +1,7 @@
-//! What libvirt does to the traffic control of a TAP for a domain's `<bandwidth>`, by the same `tc`
-//! commands in the same order.
+//! The `tc` commands with which libvirt implements a domain's `<bandwidth>`, in libvirt's order.
 //!
-//! `<inbound>` is what the VM gets, so it is shaped at the TAP's egress; `<outbound>` is what it
-//! sends, and is policed at the TAP's ingress.
+//! `<inbound>` limits what the VM receives, so it shapes the TAP's egress. `<outbound>` limits what
+//! the VM sends, and polices the TAP's ingress.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -21,15 +20,15 @@ pub(crate) struct Bandwidth {
     pub(crate) outbound: Option<u32>,
 }
 
-/// `tc` in a namespace, as libvirt runs it.
+/// Runs `tc` in a namespace, as libvirt does.
 pub(crate) struct Limits<'a> {
     pub(crate) namespace: &'a Namespace,
     pub(crate) tap: &'a str,
 }
 
 impl Limits<'_> {
-    /// Sets the limits, as at the start of a domain and by `virsh domiftune`. What this kernel
-    /// cannot do is left out, and printed.
+    /// Sets the limits, as at the start of a domain and by `virsh domiftune`. Prints and skips what
+    /// this kernel cannot do.
     pub(crate) fn set(&self, bandwidth: Bandwidth) {
         self.clear();
         if let Some(rate) = bandwidth.inbound {
@@ -43,14 +42,14 @@ impl Limits<'_> {
         }
     }
 
-    /// What it begins with; either qdisc may not be there.
+    /// Removes both qdiscs, as libvirt does first; either may be absent.
     pub(crate) fn clear(&self) {
         for place in ["root", "ingress"] {
             let _ = self.run(&format!("qdisc del dev {} {place}", self.tap));
         }
     }
 
-    /// What it gives each TAP without limits.
+    /// Installs what libvirt installs on each TAP without limits.
     pub(crate) fn no_queue(&self) {
         self.must("qdisc add dev TAP root handle 0: noqueue");
     }
@@ -74,14 +73,14 @@ impl Limits<'_> {
         }
     }
 
-    /// Runs what has to work.
+    /// Runs a command that must succeed.
     pub(crate) fn must(&self, arguments: &str) {
         if let Err(error) = self.run(&arguments.replace("TAP", self.tap)) {
             panic!("tc {arguments}: {error}");
         }
     }
 
-    /// Runs what kernels without some module cannot do.
+    /// Runs a command that fails on kernels without some module. Returns true on success.
     fn may(&self, arguments: &str) -> bool {
         match self.run(&arguments.replace("TAP", self.tap)) {
             Ok(_) => true,
@@ -96,7 +95,7 @@ impl Limits<'_> {
         }
     }
 
-    /// What `tc` prints.
+    /// Returns the output of `tc`.
     pub(crate) fn show(&self, arguments: &str) -> String {
         let arguments = arguments.replace("TAP", self.tap);
         self.run(&arguments)
@@ -117,7 +116,7 @@ impl Limits<'_> {
     }
 }
 
-/// Whether the kernel has no such qdisc, filter or action at all.
+/// Returns true if the error says that the kernel lacks the qdisc, filter or action.
 fn is_missing(error: &str) -> bool {
     [
         "Specified qdisc kind is unknown",

@@ -1,7 +1,7 @@
-//! The instructions of a kernel program as the kernel gets them, and what old verifiers say of them.
+//! Instructions of a kernel program as the kernel receives them, checked as old verifiers do.
 //!
-//! The functions that a program calls stand behind it, as the loader links them. Each check follows
-//! the verifier of Linux 6.1, the strictest that the programs have to pass.
+//! The functions that a program calls follow the program, as the loader links them. Each check
+//! follows the verifier of Linux 6.1, the strictest that the programs must pass.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -27,24 +27,24 @@ const X: u8 = 0x08;
 const LD_IMM64: u8 = 0x18;
 const PSEUDO_CALL: u8 = 1;
 const PSEUDO_FUNC: u8 = 4;
-/// Register that holds the end of the frame on the stack.
+/// Register with the end of the stack frame.
 const FRAME_POINTER: u8 = 10;
-/// Bytes that the verifier rounds each frame up to.
+/// Unit to which the verifier rounds up each frame, bytes.
 const FRAME_UNIT: usize = 32;
 
-/// A program with all functions that it reaches.
+/// A program with all functions that it can reach.
 pub(crate) struct Linked {
     /// Name of the program.
     pub(crate) name: String,
     instructions: Vec<bpf_insn>,
-    /// First instruction of each function, ascending; the program itself is at 0.
+    /// First instruction of each function, ascending; the program itself starts at 0.
     functions: Vec<usize>,
-    /// Names by the codes of their instructions, as the object has them.
+    /// Function names with their instruction bytes, as in the object.
     names: Vec<(String, Vec<u8>)>,
 }
 
 impl Linked {
-    /// All programs of an object.
+    /// Returns all programs of an object.
     pub(crate) fn all(elf: &[u8]) -> Vec<Self> {
         let mut object = Object::parse(elf).expect("the object can be read");
         let names: Vec<_> = object
@@ -74,13 +74,13 @@ impl Linked {
         }
     }
 
-    /// Instructions of the program and its functions.
+    /// Returns the number of instructions of the program and its functions.
     pub(crate) fn len(&self) -> usize {
         self.instructions.len()
     }
 
-    /// Loops that are closed by the fall-through of an instruction that is no jump: `check_cfg` of
-    /// old kernels refuses those.
+    /// Returns the loops that a fall-through closes instead of a jump; `check_cfg` of old kernels
+    /// refuses them.
     pub(crate) fn fall_through_back_edges(&self) -> Vec<String> {
         #[derive(Clone, Copy, PartialEq)]
         enum State {
@@ -90,7 +90,7 @@ impl Linked {
         }
         let mut found = Vec::new();
         let mut states = vec![State::New; self.len()];
-        // The instructions from the start to the present one, with the edges that are left of each.
+        // The instructions from the start to the current one, each with its remaining edges.
         let mut path = vec![(0, self.edges(0))];
         states[0] = State::OnPath;
         while let Some((at, edges)) = path.last_mut() {
@@ -117,7 +117,7 @@ impl Linked {
         found
     }
 
-    /// Edges of the control flow, in the order in which `check_cfg` follows them.
+    /// Returns the edges of the control flow in the order in which `check_cfg` follows them.
     fn edges(&self, at: usize) -> Vec<Edge> {
         let insn = &self.instructions[at];
         let next = |may_close_a_loop| Edge {
@@ -143,8 +143,8 @@ impl Linked {
         }
     }
 
-    /// The deepest chain of calls, callbacks included: bytes on the stack, each frame rounded as old
-    /// kernels do, and the functions of the chain with their frames.
+    /// Returns the deepest call chain, callbacks included: its stack bytes, rounded per frame as
+    /// old kernels do, and its functions with their frames.
     pub(crate) fn deepest_stack(&self) -> (usize, String) {
         self.deepest_from(0)
     }
@@ -164,8 +164,8 @@ impl Linked {
         }
     }
 
-    /// Bytes of the stack that a function reaches: by the frame pointer itself, or by a copy that it
-    /// moves down.
+    /// Returns the stack bytes that a function accesses, through the frame pointer or through a
+    /// copy that it lowers.
     fn frame_bytes(&self, function: usize) -> usize {
         let mut deepest: i32 = 0;
         let mut copies = [false; 11];
@@ -183,7 +183,8 @@ impl Linked {
                 }
                 _ => {}
             }
-            // A sum is not moved again, so its register holds no bare copy any more.
+            // A computed address is not lowered again, so its register no longer holds a plain
+            // copy.
             if matches!(class, LDX | ALU64) || insn.code == LD_IMM64 {
                 copies[to] = class == ALU64 && op == MOV && insn.code & X != 0 && {
                     from == FRAME_POINTER || copies[usize::from(from)]
@@ -202,7 +203,7 @@ impl Linked {
         self.functions.partition_point(|start| *start <= at) - 1
     }
 
-    /// Name of the function that an instruction belongs to.
+    /// Returns the name of the function that contains an instruction.
     fn function_of(&self, at: usize) -> &str {
         let own = codes(&self.instructions[self.range(self.index_of(at))]);
         self.names
@@ -214,11 +215,12 @@ impl Linked {
 
 struct Edge {
     to: usize,
-    /// Whether the verifier takes it for one that may lead back.
+    /// Whether the verifier treats the edge as one that may lead back.
     may_close_a_loop: bool,
 }
 
-/// The function that an instruction calls, or whose address it loads for a helper to call.
+/// Returns the function that an instruction calls, or whose address it loads for a helper's
+/// callback.
 fn callee(instructions: &[bpf_insn], at: usize) -> Option<usize> {
     let insn = &instructions[at];
     let calls = insn.code == JMP | CALL && insn.src_reg() == PSEUDO_CALL;

@@ -1,4 +1,4 @@
-//! Applications in namespaces, and what the kernel and tcpdump say about their packets.
+//! Applications in namespaces, and the view of the kernel and tcpdump on their packets.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -24,15 +24,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::netns::{DEADLINE, Namespace, command, wait_for};
 
-/// How long a packet may take.
+/// Timeout for a packet.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// Room for all packets of a test.
+/// Socket buffer for all packets of a test, bytes.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// Packets sent back to back, and the pause after them: no queue on the way overflows.
+/// Packets sent back to back before each pause, so that no queue overflows.
 const BURST: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Sends an echo request; returns who has answered.
+/// Sends an Echo Request. Returns the address that answered.
 pub(crate) fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr {
     namespace.run(|| {
         let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
@@ -59,10 +59,10 @@ pub(crate) fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr
     })
 }
 
-/// A UDP socket in a namespace.
+/// Opens a UDP socket in a namespace.
 pub(crate) fn udp(namespace: &Namespace, address: (Ipv6Addr, u16)) -> UdpSocket {
     namespace.run(|| {
-        // One that was closed just now may live on in a child that another thread is starting.
+        // A just closed socket may live on in a child process that another thread is starting.
         let socket = wait_for("a free port", || match UdpSocket::bind(address) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => None,
             result => Some(result.unwrap()),
@@ -73,7 +73,7 @@ pub(crate) fn udp(namespace: &Namespace, address: (Ipv6Addr, u16)) -> UdpSocket 
     })
 }
 
-/// A UDP socket that belongs to an interface.
+/// Opens a UDP socket bound to an interface.
 pub(crate) fn listen_on(interface: &str, (address, port): (Ipv6Addr, u16)) -> UdpSocket {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     socket.bind_device(Some(interface.as_bytes())).unwrap();
@@ -95,7 +95,7 @@ pub(crate) fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddrV6)>
     }
 }
 
-/// Sends a datagram; returns whom the receiver takes for its sender.
+/// Sends a datagram. Returns its source address as the receiver sees it.
 pub(crate) fn exchange(from: &UdpSocket, to: &UdpSocket, bytes: usize) -> Ipv6Addr {
     let payload: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
     from.send_to(&payload, to.local_addr().unwrap()).unwrap();
@@ -104,7 +104,7 @@ pub(crate) fn exchange(from: &UdpSocket, to: &UdpSocket, bytes: usize) -> Ipv6Ad
     *from.ip()
 }
 
-/// Sends numbered datagrams by a connected socket.
+/// Sends numbered datagrams on a connected socket.
 pub(crate) fn send_all(socket: &UdpSocket, count: u32) {
     for number in 0..count {
         socket.send(&number.to_be_bytes()).unwrap();
@@ -114,7 +114,7 @@ pub(crate) fn send_all(socket: &UdpSocket, count: u32) {
     }
 }
 
-/// Receives numbered datagrams, each of them once.
+/// Receives numbered datagrams; asserts that each arrives once.
 pub(crate) fn expect_all(socket: &UdpSocket, count: u32) {
     let mut missing: BTreeSet<u32> = (0..count).collect();
     while !missing.is_empty() {
@@ -128,7 +128,7 @@ pub(crate) fn expect_all(socket: &UdpSocket, count: u32) {
     assert!(missing.is_empty(), "{} lost, from {first:?}", missing.len());
 }
 
-/// Sends that many bytes by TCP and back.
+/// Transfers that many bytes over TCP, there and back.
 pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
     let listener = to.run(|| TcpListener::bind((address, 0)).unwrap());
     let address = listener.local_addr().unwrap();
@@ -155,7 +155,7 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
     });
 }
 
-/// A connected socket's idea of the path MTU.
+/// Returns a connected socket's path MTU.
 pub(crate) fn path_mtu(socket: &UdpSocket) -> i32 {
     let mut value: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
@@ -173,7 +173,7 @@ pub(crate) fn path_mtu(socket: &UdpSocket) -> i32 {
     value
 }
 
-/// Datagrams longer than the path MTU are refused.
+/// Makes the socket refuse datagrams longer than the path MTU.
 pub(crate) fn never_fragment(socket: &UdpSocket) {
     let value = libc::IPV6_PMTUDISC_DO;
     // SAFETY: the value is live, and its size is given.
@@ -189,20 +189,20 @@ pub(crate) fn never_fragment(socket: &UdpSocket) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Sends multicast by an interface.
+/// Selects the interface for outgoing multicast.
 pub(crate) fn multicast_by(socket: &UdpSocket, ifindex: u32) {
     let socket = socket2::SockRef::from(socket);
     socket.set_multicast_if_v6(ifindex).unwrap();
     socket.set_multicast_hops_v6(8).unwrap();
 }
 
-/// Checksum offload of an interface.
+/// Switches an interface's checksum offload on or off.
 pub(crate) fn offload(namespace: &Namespace, interface: &str, on: bool) {
     let state = if on { "on" } else { "off" };
     namespace.run(|| command("ethtool", &["-K", interface, "tx", state]));
 }
 
-/// Link-local address of an interface.
+/// Returns the link-local address of an interface.
 pub(crate) fn link_local(namespace: &Namespace, interface: &str) -> String {
     let arguments = ["-n", namespace.name(), "-6", "-o", "addr", "show", "dev"];
     let mut arguments = arguments.to_vec();
@@ -213,7 +213,7 @@ pub(crate) fn link_local(namespace: &Namespace, interface: &str) -> String {
     address.split_once('/').unwrap().0.to_owned()
 }
 
-/// A counter of the kernel: of `snmp6`, or of `netstat` with its group before it.
+/// Returns a kernel counter from `snmp6`, or from `netstat` if the name starts with a group.
 pub(crate) fn snmp(namespace: &Namespace, name: &str) -> u64 {
     let read = |file: &str| {
         namespace.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())

@@ -1,4 +1,4 @@
-//! Frames between nodes of MAT, built and checked by etherparse rather than by our own code.
+//! Frames between nodes of MAT, built and checked by etherparse instead of Roamcast's own code.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -60,13 +60,13 @@ pub(crate) fn icmp(
     frame
 }
 
-/// An error that quotes the packet of a frame.
+/// Returns an ICMPv6 error that quotes the packet of a frame.
 pub(crate) fn error(source: Address, destination: Address, about: &[u8]) -> Vec<u8> {
     icmp(source, destination, (2, 0), &about[14..])
 }
 
-/// A packet with extension headers, each a next header value and all but its first byte, before an
-/// upper layer.
+/// Inserts extension headers in front of the upper layer, each given by its next header value and
+/// the bytes after the first.
 pub(crate) fn extended(frame: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
     let mut out = frame[..14].to_vec();
     let mut ip = frame[14..54].to_vec();
@@ -88,7 +88,7 @@ pub(crate) fn extended(frame: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
     out
 }
 
-/// Whether the checksum is right, of a packet without fragments.
+/// Returns true if the checksum of an unfragmented packet is correct.
 pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let Some(NetSlice::Ipv6(ip)) = &packet.net else {
@@ -115,7 +115,7 @@ pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
     }
 }
 
-/// Source and destination.
+/// Returns source and destination.
 pub(crate) fn addresses(frame: &[u8]) -> (Address, Address) {
     (
         frame[22..38].try_into().unwrap(),
@@ -123,7 +123,7 @@ pub(crate) fn addresses(frame: &[u8]) -> (Address, Address) {
     )
 }
 
-/// Source and destination of the packet that an error quotes.
+/// Returns source and destination of the packet that an ICMPv6 error quotes.
 pub(crate) fn quoted(frame: &[u8]) -> (Address, Address) {
     (
         frame[70..86].try_into().unwrap(),

@@ -1,4 +1,4 @@
-//! Two nodes of MAT on either side of a router, with a data path each, and a plain host.
+//! Two nodes of MAT on either side of a router, each with a data path, and a host without MAT.
 //!
 //! ```text
 //!  a --eth0------ router ----eth0-- b      b has two NICs, on two links
@@ -34,10 +34,10 @@ use super::netns::{Namespace, privileged};
 pub(crate) const HOME: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0), 48);
 pub(crate) const HOA_A: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0xa);
 pub(crate) const HOA_B: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0x1234, 0, 0, 0xb);
-/// The correspondent without MAT.
+/// Address of the correspondent without MAT.
 pub(crate) const C: &str = "2001:db8:c::c";
 
-/// Whether the test may make nodes; prints why not.
+/// Returns true if the test may make nodes; prints the reason otherwise.
 pub(crate) fn possible() -> bool {
     if !privileged() {
         return false;
@@ -49,22 +49,22 @@ pub(crate) fn possible() -> bool {
     has_tcx
 }
 
-/// How a node's MoAs are chosen.
+/// Choice of a node's MoAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moas {
     Neutral,
-    /// Whatever the network has given: checksums change.
+    /// Addresses as the network assigned them, so that checksums change.
     Given,
 }
 
-/// What a node's thread does.
+/// Job for a node's thread.
 type Job = Box<dyn FnOnce(&mut Option<Datapath>) + Send>;
 
-/// A node: a namespace, and a thread there that has its data path.
+/// A node: a namespace, and a thread in it that owns the data path.
 pub(crate) struct Node {
     pub(crate) namespace: Namespace,
     pub(crate) hoa: Ipv6Addr,
-    /// The MoA on each NIC.
+    /// MoA of each NIC.
     pub(crate) moas: Vec<Ipv6Addr>,
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -121,7 +121,7 @@ impl Node {
         });
     }
 
-    /// Does something with the data path, which may not be there.
+    /// Runs a closure on the slot of the data path, which may be empty.
     pub(crate) fn slot<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Option<Datapath>) -> T + Send + 'static,
@@ -132,7 +132,7 @@ impl Node {
         result.recv().expect("job of the node")
     }
 
-    /// Does something with the data path.
+    /// Runs a closure on the data path.
     pub(crate) fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Datapath) -> T + Send + 'static,
@@ -140,13 +140,13 @@ impl Node {
         self.slot(|slot| work(slot.as_mut().expect("data path")))
     }
 
-    /// Knows another node, at one of its NICs; accepts all of them.
+    /// Maps another node's HoA to the MoA of one of its NICs; accepts all of its MoAs.
     pub(crate) fn knows(&self, peer: &Self, nic: usize) {
         let (hoa, to, from) = (peer.hoa, peer.moas[nic], peer.moas.clone());
         self.with(move |it| it.set_peer(hoa, to, &from)).unwrap();
     }
 
-    /// Sends by another NIC from now on.
+    /// Switches sending to another NIC.
     pub(crate) fn switch(&self, nic: usize) {
         let moa = self.moas[nic];
         self.with(move |it| it.set_active(&nics()[nic], moa))
@@ -161,7 +161,7 @@ impl Node {
             .unwrap()
     }
 
-    /// All counters that are not zero.
+    /// Returns all counters that are not zero.
     pub(crate) fn counted(&self) -> Vec<(&'static str, u64)> {
         let counters = self.with(|it| it.counters()).unwrap();
         counters
@@ -181,23 +181,23 @@ impl Drop for Node {
     }
 }
 
-/// The NICs of this thread's namespace, by name.
+/// Returns the NICs of this thread's namespace, by name.
 pub(crate) fn nics() -> Vec<Interface> {
     let mut nics = interface::list(&mut Netlink::open().unwrap()).unwrap();
     nics.sort_by(|one, other| one.name.cmp(&other.name));
     nics
 }
 
-/// Makes this thread one of a namespace, with mounts of its own: the data path then mounts its BPF
-/// file system itself.
+/// Moves this thread into a namespace, with its own mounts, so that the data path mounts a separate
+/// BPF file system.
 fn enter(name: &str) {
     let file = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
     nix::sched::setns(file, CloneFlags::CLONE_NEWNET).unwrap();
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-    // On a host that has a BPF file system mounted all nodes would have that one. Without it each
-    // mounts one of its own.
+    // All nodes would share a BPF file system that the host has mounted. Without it, each node
+    // mounts its own.
     let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
 }
 
@@ -209,7 +209,7 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// The nodes know each other.
+    /// Makes two nodes that know each other.
     pub(crate) fn new(moas: Moas) -> Self {
         let net = Self::strangers(moas);
         net.a.knows(&net.b, 0);
@@ -217,7 +217,7 @@ impl Net {
         net
     }
 
-    /// The nodes do not.
+    /// Makes two nodes that do not know each other.
     pub(crate) fn strangers(moas: Moas) -> Self {
         let [a, b, c, router] = ["a", "b", "c", "router"].map(Namespace::new);
         for (node, nic, port, network) in [

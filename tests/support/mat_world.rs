@@ -1,5 +1,5 @@
-//! One node of MAT and its peers as the programs know them: in the kernel, for program test-run, and
-//! in memory, for the same rules there.
+//! One node of MAT and its peers as the programs know them: in the kernel for program test-run, and
+//! in memory for the same rules.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -30,7 +30,7 @@ use migkick::datapath::object;
 pub(crate) const PASS: i32 = -1;
 pub(crate) const SHOT: i32 = 2;
 pub(crate) const REDIRECT: i32 = 7;
-/// Interface that program test-run lets a frame come in by: the loopback.
+/// Interface on which program test-run lets a frame arrive: the loopback.
 pub(crate) const IFINDEX: u32 = 1;
 pub(crate) const MAT0_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xaa];
 pub(crate) const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xbb];
@@ -62,7 +62,7 @@ impl World {
         )
     }
 
-    /// With addresses that checksums have to be changed for.
+    /// Returns a world whose addresses require checksum changes.
     pub(crate) fn given() -> Self {
         Self::new(
             (parse("fd5e:6d61:74::a"), parse("2001:db8:a::15")),
@@ -88,7 +88,7 @@ impl World {
             difference_back: difference(moa, hoa),
             ifindex: 7,
             multicast_ifindex: IFINDEX,
-            // Where copies go in test-run, too.
+            // Program test-run redirects copies here too.
             mat0_ifindex: IFINDEX,
             multicast_mac: mac(NIC_MAC),
             mat0_mac: mac(MAT0_MAC),
@@ -105,7 +105,7 @@ impl World {
         }
     }
 
-    /// Lets checksums change, whatever the addresses are.
+    /// Makes the programs change checksums, whatever the addresses are.
     pub(crate) fn change_checksums(&mut self) {
         self.node.difference = 0x1234;
         self.node.difference_back = 0x3456;
@@ -136,7 +136,7 @@ impl Tables for World {
     }
 }
 
-/// The programs, loaded, with a world in their maps.
+/// The loaded programs, with a world in their maps.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
 }
@@ -188,7 +188,7 @@ impl Kernel {
         map.set(0, node, 0).unwrap();
     }
 
-    /// Runs a program; returns what it returns, and the frame as it leaves it.
+    /// Runs a program. Returns its result and the resulting frame.
     pub(crate) fn run(&mut self, name: &str, frame: &[u8]) -> (i32, Vec<u8>) {
         let mut out = vec![0; frame.len()];
         let options = TestRunOptions {
@@ -200,7 +200,7 @@ impl Kernel {
         (result.return_value.cast_signed(), out)
     }
 
-    /// Runs a program again and again; returns the mean time.
+    /// Runs a program repeatedly. Returns the mean time.
     pub(crate) fn time(&mut self, name: &str, frame: &[u8], repeat: u32) -> Duration {
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -214,7 +214,7 @@ impl Kernel {
         self.program(name).fd().unwrap().as_fd().as_raw_fd()
     }
 
-    /// Lengths of the held frames, taken.
+    /// Takes the held frames. Returns their lengths.
     pub(crate) fn held(&mut self) -> Vec<Vec<u8>> {
         let map = self.ebpf.map_mut("HELD").unwrap();
         let mut ring: RingBuf<_> = map.try_into().unwrap();
@@ -230,7 +230,7 @@ impl Kernel {
         map.get(&hoa, 0).unwrap()
     }
 
-    /// All counters that are not zero.
+    /// Returns all counters that are not zero.
     pub(crate) fn counted(&self) -> Vec<(Counter, u64)> {
         let map = self.ebpf.map("MAT_COUNTERS").unwrap();
         let map: PerCpuArray<_, u64> = map.try_into().unwrap();

@@ -1,6 +1,7 @@
-//! What a node of the lab says and hears of MLD, in order, on all its interfaces.
+//! MLD messages that a lab node sends and receives, in order, on all its interfaces.
 //!
-//! An AF_PACKET socket takes the frames, etherparse reads them rather than our own parser.
+//! An AF_PACKET socket captures the frames; etherparse parses them instead of Roamcast's own
+//! parser.
 #![allow(unreachable_pub, reason = "a module of a test file")]
 
 use std::io;
@@ -16,22 +17,22 @@ use lab::node::Node;
 use nix::sys::socket::{LinkAddr, recvfrom};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-/// A record of an MLDv2 Report (RFC 9777 §5.2).
+/// An address record of an MLDv2 Report (RFC 9777 §5.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
+    /// Record type, from 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
     pub kind: u8,
     pub multicast_address: Ipv6Addr,
     pub sources: usize,
 }
 
 impl Record {
-    /// Whether it says that all sources are wanted, as a state or as a change (IS_EX, TO_EX).
+    /// Returns true if the record requests all sources, as a state or as a change (IS_EX, TO_EX).
     pub fn joins(&self) -> bool {
         [2, 4].contains(&self.kind)
     }
 
-    /// Whether it says that nothing is wanted any more (TO_IN {}).
+    /// Returns true if the record ends all reception (TO_IN {}).
     pub fn leaves(&self) -> bool {
         self.kind == 3 && self.sources == 0
     }
@@ -39,12 +40,12 @@ impl Record {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// For an address, or for all (`::`).
+    /// Query for an address, or for all (`::`).
     Query(Ipv6Addr),
     Report(Vec<Record>),
 }
 
-/// One frame.
+/// A captured message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub interface: String,
@@ -57,7 +58,7 @@ impl Seen {
         matches!(self.message, Message::Query(_))
     }
 
-    /// The record for an address, if this is a Report with one.
+    /// Returns the record for an address, if this is a Report with one.
     pub fn record(&self, multicast_address: Ipv6Addr) -> Option<&Record> {
         let Message::Report(records) = &self.message else {
             return None;
@@ -76,7 +77,7 @@ pub struct MldCapture {
 }
 
 impl MldCapture {
-    /// Captures on all interfaces of a node, also those that come later.
+    /// Captures on all interfaces of a node, including later ones.
     pub fn start(node: &Node) -> Self {
         let socket = node.within(|| open().expect("AF_PACKET socket")).unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -84,7 +85,7 @@ impl MldCapture {
         let reader = thread::spawn({
             let (node, seen, stop) = (node.clone(), Arc::clone(&seen), Arc::clone(&stop));
             move || {
-                // Names of interfaces are those of the namespace that asks.
+                // Interface names belong to the namespace of the reading thread.
                 node.within(|| read(&socket, &seen, &stop)).unwrap();
             }
         });
@@ -95,7 +96,7 @@ impl MldCapture {
         }
     }
 
-    /// Everything by now.
+    /// Returns all messages so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
@@ -113,7 +114,8 @@ impl Drop for MldCapture {
 fn open() -> io::Result<Socket> {
     let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))?;
-    // The stream stays out: only IPv6 with Hop-by-Hop Options, which all MLD has.
+    // The filter excludes the stream: it passes only IPv6 with Hop-by-Hop Options, which all MLD
+    // messages have.
     socket.attach_filter(&[
         instruction(LOAD_HALF, 0, 0, 12),
         instruction(JUMP_EQUAL, 0, 3, 0x86dd),

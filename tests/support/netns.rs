@@ -27,12 +27,13 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// How long a condition may take to come true.
+/// Timeout for a condition to become true.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Whether the test may make namespaces; prints why not. Fails where CI has to be able to.
+/// Returns true if the test may make namespaces; prints the reason otherwise. Fails in CI, where it
+/// must be possible.
 pub(crate) fn privileged() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -57,7 +58,8 @@ impl Namespace {
         command("ip", &["netns", "add", &name]);
         let namespace = Self { name };
         namespace.run(|| {
-            // Addresses usable at once: duplicate address detection takes seconds.
+            // Skip duplicate address detection, which takes seconds, so that addresses are usable
+            // at once.
             for scope in ["default", "all"] {
                 let path = format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad");
                 fs::write(path, "0").expect("accept_dad");
@@ -71,17 +73,17 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs `ip` here; arguments are separated by spaces.
+    /// Runs `ip` in the namespace; spaces separate the arguments.
     pub(crate) fn ip(&self, arguments: &str) {
         self.within("ip", arguments);
     }
 
-    /// Runs `tc` here.
+    /// Runs `tc` in the namespace.
     pub(crate) fn tc(&self, arguments: &str) {
         self.within("tc", arguments);
     }
 
-    /// Runs `bridge` here and returns what it prints.
+    /// Runs `bridge` in the namespace and returns its output.
     pub(crate) fn bridge(&self, arguments: &str) -> String {
         self.within("bridge", arguments)
     }
@@ -106,8 +108,8 @@ impl Namespace {
         })
     }
 
-    /// Runs a closure on a thread in this namespace that has a BPF file system of its own, whose
-    /// path it is given. The file system is gone when the closure returns.
+    /// Runs a closure on a thread in this namespace with a separate BPF file system, whose path the
+    /// closure gets. The file system disappears when the closure returns.
     pub(crate) fn run_with_bpffs<T: Send>(&self, work: impl FnOnce(&Path) -> T + Send) -> T {
         let directory = tempfile::tempdir().expect("temporary directory");
         self.run(|| {
@@ -146,7 +148,7 @@ impl Namespace {
         self.ip(&format!("addr add 2001:db8:1::10/64 dev {name} nodad"));
     }
 
-    /// Joins two namespaces by a veth pair; this end becomes a port of `bridge`.
+    /// Connects two namespaces by a veth pair; this end becomes a port of `bridge`.
     pub(crate) fn add_peer(&self, bridge: &str, port: &str, peer: &Self, peer_interface: &str) {
         self.ip(&format!(
             "link add {port} type veth peer name {peer_interface} netns {}",
@@ -165,7 +167,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs a command that has to succeed and returns what it prints.
+/// Runs a command that must succeed. Returns its output.
 pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -180,7 +182,7 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Waits until a condition gives a value.
+/// Waits until a condition returns a value.
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = lab::wait::end_after(DEADLINE);
     loop {

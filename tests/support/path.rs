@@ -28,19 +28,19 @@ use super::tap::Guest;
 
 /// UDP ports of the stream.
 pub(crate) const PORTS: (u16, u16) = (5000, 5004);
-/// Addresses: of the sender, the relay and the agent.
+/// Addresses of the sender, the relay and the agent.
 pub(crate) const SENDER: &str = "2001:db8:5::1";
 pub(crate) const RELAY: &str = "2001:db8:7::1";
 pub(crate) const AGENT: &str = "2001:db8:9::1";
-/// A source-specific one, so that only the true source is listened to.
+/// Source-specific address, so that the guest listens to the true source only.
 pub(crate) const GROUP: &str = "ff3e::1234";
-/// Packets of this number and above are larger than a page.
+/// Packets with this number or a higher one are larger than a page.
 pub(crate) const JUMBO: u32 = 1 << 20;
-/// MTU that they need.
+/// MTU that these packets need.
 const JUMBO_MTU: u32 = 9000;
-/// Longer than any transit of a packet.
+/// Longer than the transit time of any packet.
 const QUIET: Duration = Duration::from_millis(300);
-/// Room for all packets of a test.
+/// Socket buffer for all packets of a test, bytes.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
 pub(crate) struct Path {
@@ -72,8 +72,8 @@ impl Path {
         }
         transit.run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap());
         relay.ip("-6 route add default via 2001:db8:7::ff");
-        // Without a querier the bridge floods, and it believes its own one after an interval for
-        // answers, which has to be set before.
+        // Without a querier the bridge floods. The bridge counts as its own querier after the Max
+        // Response Time, which must be set before.
         host.ip(
             "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 \
              mcast_query_response_interval 10 mcast_startup_query_interval 10 \
@@ -84,7 +84,7 @@ impl Path {
         host.ip(&format!("addr add {AGENT}/64 dev br0 nodad"));
         host.ip("-6 route add default via 2001:db8:9::ff");
         host.ip("link set up0 master br0");
-        // The bridge takes the neighbour for a multicast router and would send it everything.
+        // The bridge takes the neighbour for a multicast router and would send all multicast to it.
         host.ip("link set up1 master br0");
         host.bridge("link set dev up1 mcast_router 2");
         let guest = Guest::start(&host, "br0", "vnet0", 0);
@@ -106,8 +106,8 @@ impl Path {
         path
     }
 
-    /// Waits until the relay knows the link address on the way to the agent, which its
-    /// signalling would have asked for.
+    /// Waits until the relay knows the link address of the next hop to the agent, which the relay's
+    /// signalling would have resolved.
     fn resolve(&self) {
         let socket = self.relay.run(|| UdpSocket::bind("[::]:0").unwrap());
         wait_for("route from relay to agent", || {
@@ -121,8 +121,8 @@ impl Path {
         });
     }
 
-    /// Checksum offload at the sending end of a veth. With it packets are on their way without a
-    /// finished checksum.
+    /// Switches the checksum offload of a veth's sending end. With offload, packets travel with a
+    /// partial checksum.
     pub(crate) fn offload(namespace: &Namespace, interface: &str, on: bool) {
         let state = if on { "on" } else { "off" };
         namespace.run(|| command("ethtool", &["-K", interface, "tx", state]));
@@ -170,7 +170,7 @@ impl Path {
         datapath
     }
 
-    /// Attaches a relay's program, with the flow watched and no subscriber yet.
+    /// Attaches a relay's program that watches the flow, without a subscriber.
     pub(crate) fn relay(&self, bpffs: &std::path::Path, relayed: &Relayed) -> Datapath {
         let datapath = Datapath::load(&super::host::config(bpffs)).unwrap();
         let ifindex = self.relay.ifindex("r0");
@@ -180,7 +180,7 @@ impl Path {
         datapath
     }
 
-    /// The flow of the sender, relayed to an address of the host.
+    /// Returns the sender's flow, relayed to an address of the host.
     pub(crate) fn relayed(agent: &str) -> Relayed {
         let address = |text: &str| text.parse().unwrap();
         Relayed::new(
@@ -191,7 +191,7 @@ impl Path {
         )
     }
 
-    /// Joins in the guest, and waits until the bridge knows it.
+    /// Joins in the guest, and waits until the bridge knows the listener.
     pub(crate) fn listen(&self) -> Receiver {
         let receiver = Receiver::join(&self.guest.namespace, "eth0");
         wait_for("bridge's entry of the listener", || {
@@ -201,7 +201,7 @@ impl Path {
         receiver
     }
 
-    /// Sends packets, numbered from `first` on, with their [`payload`].
+    /// Sends packets, numbered from `first` on, each with its [`payload`].
     pub(crate) fn send(&self, first: u32, count: u32) {
         self.sender.run(|| {
             let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
@@ -219,7 +219,7 @@ impl Path {
     }
 }
 
-/// The payload of a packet: 1400 and 100 bytes by turns, 8900 from [`JUMBO`] on.
+/// Returns the payload of a packet: alternately 1400 and 100 bytes, 8900 from [`JUMBO`] on.
 pub(crate) fn payload(number: u32) -> Vec<u8> {
     let length = match number {
         JUMBO.. => 8900,
@@ -231,14 +231,14 @@ pub(crate) fn payload(number: u32) -> Vec<u8> {
     payload
 }
 
-/// A socket that listens to the stream, and what it has received.
+/// A socket that listens to the stream, with its received packets.
 pub(crate) struct Receiver {
     socket: UdpSocket,
     received: Vec<u32>,
 }
 
 impl Receiver {
-    /// Joins in a namespace: from the true source only.
+    /// Joins in a namespace, with the true source only.
     pub(crate) fn join(namespace: &Namespace, interface: &str) -> Self {
         let socket = namespace.run(|| {
             let socket = bind((Ipv6Addr::UNSPECIFIED, PORTS.1));
@@ -264,7 +264,7 @@ impl Receiver {
         }
     }
 
-    /// Receives until nothing has come for a while; checks contents and the source.
+    /// Receives until no packet arrives for a while; checks contents and source.
     pub(crate) fn drain(&mut self, source: (&str, u16)) {
         let source = SocketAddrV6::new(source.0.parse().unwrap(), source.1, 0, 0);
         let mut buffer = [0; 9000];
@@ -276,7 +276,7 @@ impl Receiver {
         }
     }
 
-    /// Waits until a number of packets has come.
+    /// Waits until a number of packets have arrived.
     pub(crate) fn expect(&mut self, count: usize, source: (&str, u16)) {
         wait_for("packets of the stream", || {
             self.drain(source);
@@ -284,7 +284,7 @@ impl Receiver {
         });
     }
 
-    /// What was received, sorted.
+    /// Returns the received numbers, sorted.
     pub(crate) fn numbers(mut self) -> Vec<u32> {
         self.received.sort_unstable();
         self.received
@@ -305,7 +305,7 @@ fn bind((address, port): (Ipv6Addr, u16)) -> Socket {
     socket
 }
 
-/// A counter of the kernel's IPv6 (`/proc/net/snmp6`).
+/// Returns a counter of the kernel's IPv6 (`/proc/net/snmp6`).
 pub(crate) fn snmp6(namespace: &Namespace, name: &str) -> u64 {
     let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap());
     text.lines()

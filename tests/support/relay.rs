@@ -1,4 +1,4 @@
-//! Relayed flows and their frames, which etherparse builds: it shares no code with the programs.
+//! Relayed flows and their frames, built by etherparse, which shares no code with the programs.
 
 #![allow(
     clippy::panic,
@@ -15,12 +15,12 @@ use common::maps::{
 use common::relay::{self, Endpoints};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
-/// Ethernet source of the frames that come in.
+/// Ethernet source of incoming frames.
 pub(crate) const ROUTER_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
-/// Their destination, when it is one interface.
+/// Ethernet destination of incoming frames for one interface.
 pub(crate) const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
 
-/// A flow, and its relayed form.
+/// A flow with its relayed form.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relayed {
     pub(crate) stream: StreamKey,
@@ -28,7 +28,8 @@ pub(crate) struct Relayed {
 }
 
 impl Relayed {
-    /// A flow by its addresses and ports; the first pair of ports that fits is taken.
+    /// Makes a flow from its addresses and ports. Of the possible relayed port pairs, the first
+    /// that fits the checksum is used.
     pub(crate) fn new(
         (source, source_port): (Ipv6Addr, u16),
         (multicast_address, destination_port): (Ipv6Addr, u16),
@@ -58,7 +59,7 @@ impl Relayed {
         }
     }
 
-    /// The usual one.
+    /// Returns the flow that most tests use.
     pub(crate) fn usual() -> Self {
         let address = |text: &str| text.parse().unwrap();
         Self::new(
@@ -114,12 +115,12 @@ impl Relayed {
         }
     }
 
-    /// A packet of the stream as multicast.
+    /// Returns a packet of the stream as multicast.
     pub(crate) fn native(&self, payload: &[u8]) -> Vec<u8> {
         self.multicast(ROUTER_MAC, 9, payload)
     }
 
-    /// The packet that the agent has to make of the datagram.
+    /// Returns the packet that the agent must restore from the datagram.
     pub(crate) fn restored(&self, payload: &[u8]) -> Vec<u8> {
         self.multicast(*b"\x02rcast", 1, payload)
     }
@@ -136,7 +137,7 @@ impl Relayed {
         )
     }
 
-    /// The packet as the relay sends it.
+    /// Returns the packet as the relay sends it.
     pub(crate) fn datagram(&self, payload: &[u8]) -> Vec<u8> {
         let endpoints = &self.endpoints;
         frame(
@@ -162,7 +163,7 @@ fn frame(
     frame
 }
 
-/// Whether the UDP checksum of a frame is right, by etherparse.
+/// Returns true if etherparse finds the UDP checksum of a frame correct.
 pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Udp(udp))) = (packet.net, packet.transport)

@@ -1,4 +1,4 @@
-//! A relay between a network with multicast and an agent without:
+//! A relay between a network with multicast and an agent without it.
 //!
 //! ```text
 //!   source namespace      relay namespace           agent namespace
@@ -6,7 +6,7 @@
 //!   2001:db8:9::2                    2001:db8:2::1   2001:db8:2::2
 //! ```
 //!
-//! The relay is the real program; the agent's side of the signalling is the test, over the real
+//! The relay is the real program. The test takes the agent's side of the signalling, over real
 //! connections ([`Client`]).
 #![allow(
     dead_code,
@@ -47,7 +47,7 @@ pub(crate) const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1
 pub(crate) const AGENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
 /// UDP source port of the sender.
 pub(crate) const SOURCE_PORT: u16 = 4000;
-/// UDP port that it sends to.
+/// UDP destination port of the sender.
 pub(crate) const DESTINATION_PORT: u16 = 5004;
 
 /// The namespaces, and files for the programs in them.
@@ -78,7 +78,7 @@ impl Net {
             relay.ip(&format!("addr add {own} dev {port} nodad"));
             peer.ip(&format!("addr add {address} dev eth0 nodad"));
         }
-        // Checksums are finished, as on a wire, so that the receiver checks them.
+        // Complete checksums, as on a wire, let the receiver verify them.
         source.run(|| command("ethtool", &["-K", "eth0", "tx", "off"]));
         let directory = tempfile::tempdir().unwrap();
         pki::init(directory.path(), "test CA", Validity::days(1)).unwrap();
@@ -112,7 +112,7 @@ impl Net {
     /// Writes the relay's configuration and returns its path.
     pub(crate) fn configure(&self, bpffs: &Path, limits: &str) -> PathBuf {
         let files = self.certificate("relay1", Role::Relay, RELAY);
-        // It outlasts a restart on a slow machine, and what is waited for does not outlast it.
+        // The lease outlasts a restart on a slow machine, but not the tests' timeouts.
         let lease_s = lab::wait::patience(Duration::from_secs(10)).as_secs();
         let text = format!(
             "[relay]\nname = \"relay1\"\ninterfaces = [\"up0\"]\naddress = \"{RELAY}\"\n\
@@ -132,7 +132,7 @@ impl Net {
         path
     }
 
-    /// What `roamcast status --json` says.
+    /// Returns the JSON of the relay's `roamcast status`.
     pub(crate) fn status(&self) -> serde_json::Value {
         let program = lab::binaries::path("roamcast").unwrap();
         let socket = self.socket();
@@ -141,7 +141,7 @@ impl Net {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Whether the kernel of the relay keeps the agent's link address known.
+    /// Returns true if the relay's kernel keeps the agent's link address resolved.
     pub(crate) fn is_neighbour_kept(&self) -> bool {
         let agent = AGENT.to_string();
         self.relay
@@ -150,7 +150,7 @@ impl Net {
             .any(|line| line.starts_with(&agent) && line.contains("managed"))
     }
 
-    /// Whether the relay's interface is joined to an address, by whomever.
+    /// Returns true if the relay's interface is a member of an address, whoever joined.
     pub(crate) fn is_joined(&self, address: Ipv6Addr) -> bool {
         let hex: String = address
             .octets()
@@ -164,11 +164,11 @@ impl Net {
     }
 }
 
-/// The relay's process; killed when dropped.
+/// The relay's process; killed on drop.
 pub(crate) struct Relay(Child);
 
 impl Relay {
-    /// Starts it in the namespaces of the calling thread, and waits until it serves.
+    /// Starts the relay in the namespaces of the calling thread, and waits until it serves.
     pub(crate) fn start(net: &Net, config: &Path) -> Self {
         let program = lab::binaries::path("roamcast").unwrap();
         let mut command = Command::new(program);
@@ -185,7 +185,7 @@ impl Relay {
         Self(child)
     }
 
-    /// `kill -9`.
+    /// Kills the relay as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -211,7 +211,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// An agent of that name in the agent's namespace; ends with this value.
+    /// Starts an agent with that name in the agent's namespace; it ends on drop.
     pub(crate) fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         net: &'scope Net,
@@ -258,7 +258,7 @@ impl Client {
         Self { orders, events }
     }
 
-    /// Connects, as often as it takes.
+    /// Connects, with as many attempts as necessary.
     pub(crate) fn connect(&self) {
         wait_for("a connection to the relay", || {
             self.orders.send(Order::Connect).unwrap();
@@ -281,7 +281,7 @@ impl Client {
         self.orders.send(Order::Send(bytes)).unwrap();
     }
 
-    /// The next message of a transaction.
+    /// Waits for the next message of a transaction.
     pub(crate) fn message(&self, transaction: u64) -> PeerMessage {
         loop {
             if let PeerEvent::Frame(bytes) = self
@@ -312,7 +312,7 @@ impl Client {
     }
 }
 
-/// A request for any source, or for those given.
+/// Returns a request for any source, or for the given ones.
 pub(crate) fn request(address: Ipv6Addr, sources: &[Ipv6Addr]) -> RelayRequest {
     let filter_mode = if sources.is_empty() {
         FilterMode::Exclude
@@ -328,7 +328,7 @@ pub(crate) fn request(address: Ipv6Addr, sources: &[Ipv6Addr]) -> RelayRequest {
     }
 }
 
-/// Bytes of a test datagram: 20 Mbit/s at one in [`INTERVAL`].
+/// Payload of a test datagram, bytes: 20 Mbit/s with one datagram per [`INTERVAL`].
 const DATAGRAM_BYTES: usize = 1450;
 const INTERVAL: Duration = Duration::from_micros(580);
 
@@ -363,7 +363,7 @@ impl<'scope> Sender<'scope> {
                     let number = counter.fetch_add(1, Ordering::Relaxed);
                     datagram[..4].copy_from_slice(&number.to_be_bytes());
                     socket.send_to(&datagram, &to).unwrap();
-                    // The pace of the stream.
+                    // Paces the stream.
                     std::thread::sleep(INTERVAL);
                 }
             });
@@ -375,7 +375,7 @@ impl<'scope> Sender<'scope> {
         }
     }
 
-    /// Stops, and says how many were sent.
+    /// Stops the stream. Returns the number of datagrams sent.
     pub(crate) fn stop(mut self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -391,7 +391,8 @@ impl Drop for Sender<'_> {
     }
 }
 
-/// What comes to one port of the agent, by a socket: the kernel drops what has a wrong checksum.
+/// Datagrams to one port of the agent, received on a socket; the kernel drops those with a wrong
+/// checksum.
 pub(crate) struct Received {
     numbers: Arc<Mutex<Vec<u32>>>,
     stop: Arc<AtomicBool>,
@@ -436,7 +437,7 @@ impl Received {
         self.numbers.lock().unwrap().clone()
     }
 
-    /// Waits for so many more.
+    /// Waits for this many more datagrams.
     pub(crate) fn more(&self, count: usize) {
         let before = self.numbers().len();
         wait_for("more datagrams", || {

@@ -1,4 +1,4 @@
-//! Ends of the signalling: agents by the real `Peers`, and clients that follow no rules.
+//! Both ends of the signalling: agents on the real `Peers`, and clients that follow no rules.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -36,7 +36,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Nothing here takes so long, however busy the machine is.
+/// Timeout that no step exceeds, even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Pki {
@@ -81,7 +81,7 @@ pub(crate) fn yesterday() -> Validity {
     validity
 }
 
-/// Where an agent listens.
+/// Returns the endpoint of an agent that listens on `address`.
 pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint {
         role: Role::Agent,
@@ -114,7 +114,7 @@ impl Agent {
         Self::of_role(Role::Agent, listen, files, name, peers, admit)
     }
 
-    /// One of another role, whose peers are agents.
+    /// Starts an instance of another role, whose peers are agents.
     pub(crate) fn of_role(
         role: Role,
         listen: SocketAddr,
@@ -215,7 +215,7 @@ pub(crate) fn message(text: &str) -> Vec<u8> {
     PeerMessage::from(ErrorMessage(Reason::unspecified(text.to_owned()))).encode(1)
 }
 
-/// A TLS client that follows no rules.
+/// Makes a TLS client that follows no rules.
 pub(crate) fn client(
     ca: &PathBuf,
     own: Option<&TlsFiles>,
@@ -250,7 +250,7 @@ pub(crate) async fn connect(
     timeout(DEADLINE, connector.connect(name, stream)).await?
 }
 
-/// Reads until the agent hangs up.
+/// Reads until the agent closes the connection.
 pub(crate) async fn read_to_end(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = timeout(DEADLINE, stream.read_to_end(&mut bytes))

@@ -1,4 +1,5 @@
-//! Stops of a VM that vhost-net serves: how one comes about, what comes of it and what is wrong with that.
+//! Stops of a VM that vhost-net serves: their parameters, their outcome, and the check of the
+//! agent's cuts.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -16,57 +17,57 @@ use super::bridged::GROUP;
 use super::frame::address;
 use super::vmm::Ring;
 
-/// How it stands is printed after so many.
+/// Stops between two progress messages.
 const PRINTED: u32 = 250;
-/// QEMU's main loop comes round so soon, microseconds, where the agent does not see it: later than the
-/// agent waits for it, sometimes, but not later than it looks.
+/// Longest time until QEMU's main loop runs, microseconds, if the agent cannot see the loop.
+/// Sometimes this exceeds the agent's wait for the loop, but not the agent's last look.
 const UNSEEN_US: u64 = 50_000;
-/// Where it does, and is to be exact.
+/// Longest time if the agent sees the loop and the cut must be exact, microseconds.
 const SEEN_US: u64 = 150_000;
-/// Where it does, and gives up.
+/// Longest time if the agent sees the loop and gives up, microseconds.
 const TOO_LATE_US: u64 = 1_100_000;
-/// QEMU reads one frame or two.
+/// Limit of the frames that QEMU reads per queue.
 const MOST_READS: u8 = 2;
 /// Payload of a datagram, bytes.
 pub(crate) const PAYLOAD_BYTES: usize = 1000;
-/// Where the payload begins in a frame.
+/// Offset of the payload in a frame, bytes.
 pub(crate) const PAYLOAD_AT: usize = 62;
-/// Where the UDP destination port stands in a frame.
+/// Offset of the UDP destination port in a frame, bytes.
 const PORT_AT: usize = 56;
 /// Destination port of the first flow.
 pub(crate) const PORT: u16 = 5004;
-/// Where the IPv6 destination stands.
+/// Position of the IPv6 destination in a frame.
 const DESTINATION: std::ops::Range<usize> = 38..54;
 
-/// How one stop comes about; times in microseconds.
+/// Parameters of one stop; times in microseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop {
     pub(crate) ring: Ring,
-    /// Length of each of the TAP's queues.
+    /// Length of each of the TAP's queues, frames.
     pub(crate) room: u32,
     pub(crate) load: Load,
-    /// How long the stream runs before the stop, at least.
+    /// Shortest time for which the stream runs before the stop.
     pub(crate) before_us: u64,
-    /// Time between two looks of the guest at its rings, and how many frames it takes at a time.
+    /// Interval at which the guest polls its rings, and frames per poll.
     pub(crate) look_us: u64,
     pub(crate) most: usize,
-    /// Whether the agent sees the main loop, what that does first, and for how long.
+    /// Whether the agent sees the main loop, the loop's first action, and its duration.
     pub(crate) is_seen: bool,
     pub(crate) held_up: HeldUp,
     pub(crate) main_loop_us: u64,
-    /// How many frames the main loop reads of each queue.
+    /// Frames that the main loop reads from each queue.
     pub(crate) reads: u8,
-    /// From the stop to the agent.
+    /// Time from the stop until the agent learns of it.
     pub(crate) agent_us: u64,
 }
 
-/// What is sent to the VM.
+/// Traffic to the VM.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) flows: u16,
-    /// Every so many frames there is one of no stream; 0 for never.
+    /// One in this many frames belongs to no stream; 0 for none.
     pub(crate) other_every: u32,
-    /// Frames at a time, and the time between two such times.
+    /// Frames per burst, and the time between two bursts.
     pub(crate) burst: u32,
     pub(crate) pause_us: u64,
 }
@@ -96,7 +97,7 @@ fn main_loops() -> impl Strategy<Value = (bool, HeldUp, u64)> {
     (times, held_up).prop_map(|((is_seen, time), held_up)| (is_seen, held_up, time))
 }
 
-/// Mostly few frames, so that the queues are empty most of the time.
+/// Generates loads, mostly of few frames, so that the queues are empty most of the time.
 fn loads() -> impl Strategy<Value = Load> {
     let flows = prop_oneof![Just(1_u16), 2_u16..12];
     let others = prop_oneof![Just(0_u32), 2_u32..9];
@@ -112,7 +113,7 @@ fn loads() -> impl Strategy<Value = Load> {
     })
 }
 
-/// How often guests look, and for how many frames; mostly they keep up.
+/// Generates poll intervals and frame counts of guests; most guests keep up.
 fn guests() -> impl Strategy<Value = (u64, usize)> {
     prop_oneof![
         4 => (500_u64..2_000, 8_usize..64),
@@ -147,7 +148,7 @@ prop_compose! {
     }
 }
 
-/// A datagram of a stream: the number of its flow, and its own.
+/// A datagram of a stream: the number of its flow, and the number within the flow.
 pub(crate) type Datagram = (u16, u32);
 
 pub(crate) fn datagram(frame: &[u8]) -> Option<Datagram> {
@@ -160,9 +161,9 @@ pub(crate) fn datagram(frame: &[u8]) -> Option<Datagram> {
     Some((flow, u32::from_be_bytes(number.try_into().unwrap())))
 }
 
-/// What came of one stop.
+/// Outcome of one stop.
 pub(crate) struct Outcome {
-    /// What the agent says, its revision included.
+    /// The agent's cuts, including the revision.
     pub(crate) cuts: Vec<NicCut>,
     pub(crate) had: Vec<Datagram>,
     pub(crate) left: Vec<Datagram>,
@@ -173,8 +174,9 @@ impl Outcome {
         self.cuts.last().expect("a cut")
     }
 
-    /// What is wrong with what the agent says: packets that the VM loses by it, or gets twice. Where the
-    /// agent says that it may be too early, it is so at most.
+    /// Returns a description of the error in the agent's cuts: packets that the VM would lose or
+    /// receive twice. If the agent says that the cut may be too early, the cut must not be too
+    /// late.
     pub(crate) fn fault(&self, stop: &Stop) -> Option<String> {
         let mut last = BTreeMap::<u16, u32>::new();
         let mut is_in_order =
@@ -216,7 +218,7 @@ impl Outcome {
     }
 }
 
-/// How many cuts were made in which way.
+/// Counts of cuts by their basis.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) stops: u32,
@@ -224,7 +226,7 @@ pub(crate) struct Tally {
     pub(crate) overflow: u32,
     pub(crate) time: u32,
     pub(crate) revised: u32,
-    /// Those that were exact where the main loop was seen.
+    /// Exact cuts among those with a visible main loop.
     pub(crate) seen: u32,
     pub(crate) faults: Vec<String>,
 }

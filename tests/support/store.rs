@@ -1,4 +1,4 @@
-//! The listener tables in memory, for the rules alone and as the kernel's counterpart.
+//! Listener tables in memory, for tests of the rules alone and as the kernel's counterpart.
 
 #![allow(
     clippy::panic,
@@ -21,19 +21,19 @@ use common::snoop::{ListenerStore, Refused};
 /// Tables, events and counters.
 #[derive(Debug)]
 pub struct MemoryStore {
-    /// `LISTENERS`.
+    /// Counterpart of the map `LISTENERS`.
     pub listeners: HashMap<ListenerKey, Listener>,
-    /// `LISTENER_SOURCES`, stale entries included.
+    /// Counterpart of `LISTENER_SOURCES`, including stale entries.
     pub sources: HashMap<SourceKey, Source>,
-    /// Listener events: change, key, value.
+    /// Listener events: change, key and value.
     pub listener_events: Vec<(Change, ListenerKey, Listener)>,
-    /// Source events.
+    /// Source events: change, key and value.
     pub source_events: Vec<(Change, SourceKey, Source)>,
     /// Counters that are not zero.
     pub counters: BTreeMap<Counter, u64>,
-    /// Most listeners.
+    /// Limit of listeners.
     pub max_listeners: usize,
-    /// Most sources.
+    /// Limit of sources.
     pub max_sources: usize,
 }
 
@@ -118,11 +118,11 @@ impl ListenerStore for MemoryStore {
     }
 }
 
-/// What a listener is apart from times: filter mode, version, MAC, whether it answered a Query,
-/// and its sources with their filter mode.
+/// A listener without times: filter mode, version, MAC, whether it answered a Query, and its
+/// sources with their filter mode.
 pub type Meaning = (u8, u8, [u8; 6], bool, Vec<([u8; 16], u8)>);
 
-/// The tables without times, generations and stale entries.
+/// Returns the tables without times, generations and stale entries.
 pub fn meaning<L, S>(listeners: L, sources: S) -> BTreeMap<ListenerKey, Meaning>
 where
     L: IntoIterator<Item = (ListenerKey, Listener)>,

@@ -1,5 +1,5 @@
-//! A guest behind a real TAP: its NIC is a second TAP in its own namespace, and a thread carries
-//! the frames between the two, as a hypervisor does.
+//! A guest behind a real TAP. The guest's NIC is a second TAP in a separate namespace, and a thread
+//! carries frames between the two, as a hypervisor does.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -49,13 +49,13 @@ const IFF_VNET_HDR: u16 = 0x4000;
 /// `struct virtio_net_hdr_v1`, bytes.
 pub(crate) const HEADER_BYTES: usize = 12;
 
-/// Opens a TAP in the namespace of the calling thread; it is gone when the file is closed.
+/// Opens a TAP in the namespace of the calling thread; the TAP disappears when the file is closed.
 pub(crate) fn open(name: &str) -> File {
     open_as(name, IFF_TAP | IFF_NO_PI)
 }
 
-/// The same with so many queues, a file for each; each frame has [`HEADER_BYTES`] before it, as QEMU and
-/// vhost-net have it.
+/// Opens a TAP with several queues, one file each. Each frame has [`HEADER_BYTES`] in front, as for
+/// QEMU and vhost-net.
 pub(crate) fn open_queues(name: &str, queues: usize) -> Vec<File> {
     let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
     let open = || {
@@ -68,14 +68,14 @@ pub(crate) fn open_queues(name: &str, queues: usize) -> Vec<File> {
     (0..queues).map(|_| open()).collect()
 }
 
-/// Has a TAP take aggregates of TCP and UDP whole, as QEMU does for a guest that can; `false` where the
-/// kernel has none of UDP.
+/// Makes a TAP accept aggregates of TCP and UDP whole, as QEMU does for a capable guest. Returns
+/// false if the kernel has no UDP aggregates.
 pub(crate) fn takes_aggregates(tap: &File) -> bool {
     // SAFETY: the ioctl takes a number.
     unsafe { set_offload(tap.as_raw_fd(), EVERY_OFFLOAD) }.is_ok()
 }
 
-/// Reads one frame of a TAP, as a hypervisor's main loop does; `None` if none comes in time.
+/// Reads one frame from a TAP, as a hypervisor's main loop does; `None` if none arrives in time.
 pub(crate) fn read(mut tap: &File, patience: PollTimeout) -> Option<Vec<u8>> {
     let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, patience).expect("poll");
@@ -104,7 +104,8 @@ fn open_as(name: &str, flags: u16) -> File {
     file
 }
 
-/// A guest with one NIC, `eth0`, plugged into a bridge by a TAP. Dropping it unplugs the TAP.
+/// A guest with one NIC, `eth0`, connected to a bridge by a TAP. Dropping the guest removes the
+/// TAP.
 pub(crate) struct Guest {
     pub(crate) namespace: Namespace,
     pub(crate) ifindex: u32,
@@ -113,8 +114,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Starts a guest on a TAP named `port` of `bridge` in `host`. `version` forces the MLD
-    /// version of the guest (0: follow the querier).
+    /// Starts a guest on a TAP named `port` of `bridge` in `host`. `version` forces the guest's MLD
+    /// version (0: follow the querier).
     pub(crate) fn start(host: &Namespace, bridge: &str, port: &str, version: u8) -> Self {
         let namespace = Namespace::new(port);
         let outer = host.run(|| open(port));
@@ -159,7 +160,7 @@ fn carry(outer: &File, inner: &File, stop: &AtomicBool) {
         let _ = poll(&mut fds, PollTimeout::from(50u8));
         for (mut from, mut to) in [(outer, inner), (inner, outer)] {
             while let Ok(length) = from.read(&mut frame) {
-                // A NIC that is down refuses the frame, as a cable that is not plugged in would.
+                // A NIC that is down refuses the frame, like an unplugged cable.
                 let _ = to.write(&frame[..length]);
             }
         }

@@ -1,4 +1,4 @@
-//! What tcpdump makes of the packets on an interface: a reader that is not our own.
+//! tcpdump's view of the packets on an interface, as an independent parser.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 
 use super::netns::{Namespace, wait_for};
 
-/// A capture that runs.
+/// A running capture.
 pub(crate) struct Tcpdump {
     child: Child,
     text: Arc<Mutex<String>>,
@@ -26,7 +26,7 @@ pub(crate) struct Tcpdump {
 }
 
 impl Tcpdump {
-    /// Starts it and waits until it listens.
+    /// Starts tcpdump and waits until it captures.
     pub(crate) fn start(namespace: &Namespace, interface: &str, filter: &str) -> Self {
         let mut child = Command::new("ip")
             .args(["netns", "exec", namespace.name()])
@@ -60,21 +60,21 @@ impl Tcpdump {
         }
     }
 
-    /// Waits until it has said something.
+    /// Waits until tcpdump has printed a text.
     pub(crate) fn wait_until_it_says(&self, what: &str) {
         wait_for(what, || {
             self.text.lock().unwrap().contains(what).then_some(())
         });
     }
 
-    /// Ends it; returns its lines, of which a packet may have several.
+    /// Ends the capture. Returns the output lines; a packet may have several.
     pub(crate) fn lines(self) -> Vec<String> {
         let text = self.finish();
         let lines = text.lines().filter(|line| !line.is_empty());
         lines.map(str::to_owned).collect()
     }
 
-    /// Ends it; returns what it says of each packet.
+    /// Ends the capture. Returns the output per packet.
     pub(crate) fn packets(self) -> Vec<String> {
         let text = self.finish();
         let joined = text.replace("\n\t", " ").replace("\n    ", " ");
@@ -83,7 +83,7 @@ impl Tcpdump {
 
     fn finish(mut self) -> String {
         let stat = format!("/proc/{}/stat", self.child.id());
-        // Each packet wakes it, so it has read all when it sleeps.
+        // Each packet wakes tcpdump, so a sleeping tcpdump has read all packets.
         wait_for("tcpdump to read what has come", || {
             let text = std::fs::read_to_string(&stat).unwrap();
             let (_, rest) = text.rsplit_once(')').unwrap();

@@ -1,4 +1,4 @@
-//! The part of an agent that keeps programs on ports, driven as its event loop does.
+//! The part of an agent that attaches programs to ports, driven as by its event loop.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -42,7 +42,7 @@ impl Tended {
         }
     }
 
-    /// A port has joined the bridge; `is_settled`: libvirt shows its domain.
+    /// Adds a port to the bridge. `is_settled` says whether libvirt shows the port's domain.
     pub(crate) fn add(&mut self, role: Role, name: &str, is_settled: bool) -> bool {
         let port = Port {
             ifindex: nix::net::if_::if_nametoindex(name).unwrap(),
@@ -52,7 +52,7 @@ impl Tended {
         self.hooks.add(now(), role, port, is_settled)
     }
 
-    /// Goes on until a condition comes true.
+    /// Runs until a condition becomes true.
     pub(crate) fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !condition(self) {
@@ -65,14 +65,14 @@ impl Tended {
         }
     }
 
-    /// Goes on until all programs are attached.
+    /// Runs until all programs are attached.
     pub(crate) fn until_attached(&mut self) {
         self.until("all programs attached", |agent| {
             agent.hooks.problems().is_empty()
         });
     }
 
-    /// Takes what is due now.
+    /// Handles what is due now.
     pub(crate) fn step(&mut self) {
         let bound = Duration::from_millis(10);
         let hooks = &mut self.hooks;
@@ -87,7 +87,7 @@ impl Tended {
         }
     }
 
-    /// Takes all notices that are there.
+    /// Handles all waiting notices.
     pub(crate) fn catch_up(&mut self) {
         let bound = Duration::from_millis(10);
         let hooks = &mut self.hooks;
@@ -99,19 +99,19 @@ impl Tended {
         }
     }
 
-    /// Looks at all programs, as the agent does now and then.
+    /// Surveys all programs, as the agent does periodically.
     pub(crate) fn survey(&mut self) {
         let _entered = self.runtime.enter();
         self.hooks.survey();
     }
 
-    /// What `status` tells of the programs of an interface.
+    /// Returns the programs of an interface as in `status`.
     pub(crate) fn views(&self, ifindex: u32) -> BTreeMap<Program, HookView> {
         views(&self.datapath, ifindex)
     }
 }
 
-/// What `status` tells of the programs of an interface.
+/// Returns the programs of an interface as in `status`.
 pub(crate) fn views(datapath: &Datapath, ifindex: u32) -> BTreeMap<Program, HookView> {
     let views = datapath
         .hooks()

@@ -1,4 +1,4 @@
-//! Program test-run with options that aya 0.14 does not have.
+//! Program test-run with options that aya 0.14 lacks.
 #![allow(unsafe_code, reason = "bpf(2) is a raw system call")]
 #![allow(dead_code, reason = "shared by several test targets")]
 
@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::RawFd;
 
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
-/// Kernel 6.15: the packet comes with the sum over all of its bytes, and the kernel looks
-/// afterwards whether that is still right.
+/// Linux 6.15: the packet carries the sum over all of its bytes, and the kernel checks afterwards
+/// whether that sum is still correct.
 const TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// Test part of `union bpf_attr`: 80 bytes.
@@ -32,8 +32,8 @@ struct Attributes {
     pad: u32,
 }
 
-/// Runs a TC program on a frame, again and again; returns its last verdict. For threads, which share
-/// the descriptor.
+/// Runs a TC program repeatedly on a frame. Returns the last verdict. Several threads may share the
+/// descriptor.
 pub(crate) fn verdict(program: RawFd, frame: &[u8], repeat: u32) -> io::Result<i32> {
     let mut attributes = Attributes {
         program: program.unsigned_abs(),
@@ -46,7 +46,7 @@ pub(crate) fn verdict(program: RawFd, frame: &[u8], repeat: u32) -> io::Result<i
     Ok(attributes.result.cast_signed())
 }
 
-/// The buffers that the attributes name have to be live.
+/// The buffers that the attributes name must be live.
 fn run(attributes: &mut Attributes) -> io::Result<()> {
     // SAFETY: the attributes are live and their length is given.
     let result = unsafe {
@@ -64,8 +64,8 @@ fn run(attributes: &mut Attributes) -> io::Result<()> {
     }
 }
 
-/// Runs a TC program on a packet with such a sum. Returns the packet afterwards, or the error
-/// when its sum is wrong; `None` where the kernel cannot do that.
+/// Runs a TC program on a packet with such a sum. Returns the resulting packet, or the error if its
+/// sum is wrong; `None` if the kernel lacks the option.
 pub(crate) fn with_sum(program: RawFd, frame: &[u8]) -> Option<io::Result<Vec<u8>>> {
     let mut output = vec![0; frame.len()];
     let length = u32::try_from(frame.len()).ok()?;

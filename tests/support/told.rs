@@ -1,4 +1,4 @@
-//! What the traced programs tell, read from the bytes of the records.
+//! Reports of the traced programs, decoded from the bytes of the records.
 
 #![allow(
     clippy::panic,
@@ -12,23 +12,23 @@ use common::trace::{Cpu, Decision, FRAME_BYTES, Filter, Program, Reason, Record}
 
 use crate::support::Kernel;
 
-/// Far more lines a second than a test makes.
+/// Far more lines per second than a test makes.
 pub(crate) const RATE: u32 = 1_000_000;
 
-/// A decision: program, what becomes of the frame, why.
+/// A decision: program, verdict on the frame, and reason.
 pub(crate) type Told = (&'static str, &'static str, Option<&'static str>);
 
-/// Has the programs tell every decision.
+/// Makes the programs report every decision.
 pub(crate) fn tell_everything(kernel: &mut Kernel) {
     tell(kernel, Filter::everything(RATE));
 }
 
-/// Has the programs tell what a filter lets through, with a full budget.
+/// Makes the programs report what a filter passes, with a full budget.
 pub(crate) fn tell(kernel: &mut Kernel, filter: Filter) {
     kernel.set_array("TRACE_FILTER", 0, filter);
 }
 
-/// Takes the records that wait.
+/// Takes the waiting records.
 pub(crate) fn records(kernel: &mut Kernel) -> Vec<Record> {
     let records = kernel.ring("TRACE");
     records.iter().map(|bytes| record(bytes)).collect()
@@ -41,7 +41,7 @@ pub(crate) fn only(kernel: &mut Kernel) -> Record {
     records[0]
 }
 
-/// What was left out.
+/// Returns the number of decisions that were left out.
 pub(crate) fn left_out(kernel: &mut Kernel) -> u64 {
     let cpus: Vec<Cpu> = kernel.per_cpu("TRACE_CPU");
     cpus.iter().map(|cpu| cpu.budget.left_out).sum()
@@ -59,7 +59,7 @@ pub(crate) fn decisions(records: &[Record]) -> Vec<Told> {
     records.iter().map(decision).collect()
 }
 
-/// Source and destination with their ports.
+/// Returns source and destination with their ports.
 pub(crate) fn flow(record: &Record) -> (([u8; 16], u16), ([u8; 16], u16)) {
     let flow = record.flow().unwrap();
     (

@@ -1,4 +1,4 @@
-//! The parts of an agent that trace: gates, tracers and the operator's socket, over a data path that
+//! The tracing parts of an agent (gates, tracers and the operator's socket) over a data path that
 //! the test attaches; and operators who trace.
 #![allow(
     dead_code,
@@ -37,7 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::netns::wait_for;
 
-/// The running parts. Dropping it stops them in the agent's order.
+/// The running parts. Dropping them stops them in the agent's order.
 pub(crate) struct Agent {
     directory: TempDir,
     gates: mpsc::UnboundedSender<GateCommand>,
@@ -46,7 +46,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts them in the network namespace of the calling thread.
+    /// Starts the parts in the network namespace of the calling thread.
     pub(crate) fn start(datapath: &Datapath) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
@@ -62,7 +62,7 @@ impl Agent {
                 .unwrap();
             runtime.block_on(async move {
                 let tracing = Tracing::start(&datapath);
-                // A slow machine may take long from a packet to the command that replays it.
+                // On a slow machine, the command to replay may follow the packet late.
                 let handover = Handover {
                     held: Duration::from_secs(60),
                     ..Handover::default()
@@ -81,7 +81,7 @@ impl Agent {
                             request::Agent::Trace(trace) => {
                                 tracing.add(trace, request.replies, request.lines);
                             }
-                            // The answer ends, which shows that the agent goes on.
+                            // Ending the answer shows that the agent continues.
                             _ => drop(request.replies),
                         },
                     }
@@ -105,7 +105,7 @@ impl Agent {
         self.gates.send(command).unwrap();
     }
 
-    /// Whether it answers.
+    /// Returns true if the agent answers.
     pub(crate) fn is_alive(&self) -> bool {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
@@ -119,7 +119,7 @@ impl Agent {
         self.trace_with(|_| ())
     }
 
-    /// Traces by a request that is changed; returns when the programs tell.
+    /// Traces with a modified request. Returns once the programs report.
     pub(crate) fn trace_with(&self, change: impl FnOnce(&mut TraceRequest)) -> Tracer {
         let mut request = TraceRequest {
             programs: Vec::new(),
@@ -151,7 +151,7 @@ impl Drop for Agent {
     }
 }
 
-/// An operator, by the socket itself.
+/// An operator on the socket itself.
 pub(crate) struct Tracer {
     stream: UnixStream,
     replies: Arc<Mutex<Vec<Value>>>,
@@ -179,7 +179,7 @@ impl Tracer {
         }
     }
 
-    /// The decisions so far.
+    /// Returns the decisions so far.
     pub(crate) fn decisions(&self) -> Vec<Value> {
         let replies = self.replies.lock().unwrap();
         let told = replies.iter().filter(|it| it["reply"] == "trace");
@@ -188,14 +188,14 @@ impl Tracer {
             .collect()
     }
 
-    /// How many lines were left out so far.
+    /// Returns the number of lines left out so far.
     pub(crate) fn left_out(&self) -> u64 {
         let replies = self.replies.lock().unwrap();
         let left_out = replies.iter().map(|it| it["data"]["left_out"].as_u64());
         left_out.flatten().sum()
     }
 
-    /// The reason of a refusal, if it was refused.
+    /// Returns the reason if the agent refused the trace.
     pub(crate) fn refusal(&self) -> Option<String> {
         let replies = self.replies.lock().unwrap();
         let refusal = replies.iter().find(|it| it["reply"] == "error")?;
@@ -221,7 +221,7 @@ impl Drop for Tracer {
     }
 }
 
-/// A connection that has asked for a trace, and reads nothing.
+/// Connects and requests a trace without reading it.
 pub(crate) fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     let mut line = serde_json::to_vec(&request::Agent::Trace(request)).unwrap();
@@ -230,7 +230,7 @@ pub(crate) fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
     stream
 }
 
-/// `roamcast trace`. Dropping it kills the program.
+/// A running `roamcast trace`, killed on drop.
 pub(crate) struct Program {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
@@ -260,7 +260,7 @@ impl Program {
         Self { child, lines }
     }
 
-    /// Waits for a line that has all of these words.
+    /// Waits for a line that contains all of these words.
     pub(crate) fn expect(&self, words: &[&str]) -> String {
         wait_for(&format!("a line with {words:?}"), || {
             let lines = self.lines.lock().unwrap();
@@ -272,7 +272,7 @@ impl Program {
         })
     }
 
-    /// The first line, if there is one.
+    /// Returns the first line, if there is one.
     pub(crate) fn expect_any(&self) -> Option<String> {
         self.lines.lock().unwrap().first().cloned()
     }
@@ -281,7 +281,7 @@ impl Program {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the program.
     pub(crate) fn end(&mut self) -> (ExitStatus, String) {
         let status = wait_for("end of the program", || self.child.try_wait().unwrap());
         let errors = self.child.stderr.take().unwrap();

@@ -18,14 +18,14 @@ use super::netns::Namespace;
 /// The router on the host's link.
 pub(crate) const ROUTER: &str = "2001:db8:1::fe";
 
-/// An address in the prefix of a link: 1 is the host's, 2 the destination's.
+/// Returns an address in the prefix of a link: 1 is the host's link, 2 the destination's.
 pub(crate) fn moa(prefix: u16) -> Ipv6Addr {
     let hoa: Ipv6Addr = "fd5e:6d61:74::1".parse().unwrap();
     let any = Ipv6Addr::new(0x2001, 0xdb8, prefix, 0, 0x1234, 0x5678, 0x9abc, 0);
     neutral(any.octets(), hoa.octets()).into()
 }
 
-/// The namespaces.
+/// The namespaces of host, router and destination.
 pub(crate) struct Net {
     pub(crate) host: Namespace,
     pub(crate) router: Namespace,
@@ -33,7 +33,7 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// With routes everywhere; the destination has [`moa`] of 2.
+    /// Makes the namespaces with all routes; the destination has the address [`moa`] of link 2.
     pub(crate) fn new() -> Self {
         let net = Self {
             host: Namespace::new("host"),

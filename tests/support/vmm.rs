@@ -1,5 +1,5 @@
-//! A small VMM: vhost-net reads the queue of a TAP into a receive ring of ours, and is stopped as QEMU
-//! stops it.
+//! A small VMM: vhost-net reads a TAP's queue into a receive ring of the test, and is stopped as
+//! QEMU stops it.
 //!
 //! ```text
 //!          vhost-net (kernel) --> receive ring --> Vmm::take, the guest
@@ -7,9 +7,9 @@
 //!          lab::main_loop, QEMU after the stop: one frame, held back
 //! ```
 //!
-//! The ring is a split virtqueue (virtio 1.2 §2.7) with one descriptor for each entry. A frame that does
-//! not fit into a buffer takes several, where they are mergeable (§5.1.6.4). The kernel has no packed
-//! rings for vhost-net.
+//! The ring is a split virtqueue (virtio 1.2 §2.7) with one descriptor per entry. A frame longer
+//! than a buffer takes several if the buffers are mergeable (§5.1.6.4). The kernel supports no
+//! packed rings for vhost-net.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::File;
@@ -32,29 +32,29 @@ const RECEIVE: usize = 0;
 const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 const VIRTIO_NET_F_MRG_RXBUF: u64 = 1 << 15;
 const VIRTIO_F_RING_PACKED: u64 = 1 << 34;
-/// Flag of a descriptor that the device writes to.
+/// Descriptor flag: the device writes to the buffer.
 const WRITE: u16 = 2;
-/// Flag of the available ring: no interrupts, since the guest polls.
+/// Flag of the available ring: no interrupts, because the guest polls.
 const NO_INTERRUPT: u16 = 1;
-/// Ring entries from its beginning: `flags` and `idx` are before them, bytes.
+/// Offset of a ring's entries, behind `flags` and `idx`, bytes.
 const ENTRIES: u64 = 4;
-/// Where the index of a ring stands, bytes.
+/// Offset of a ring's index, bytes.
 const INDEX: u64 = 2;
-/// One entry of the used ring, bytes.
+/// Size of a used ring's entry, bytes.
 const USED_BYTES: u64 = 8;
 const DESCRIPTORS_AT: u64 = 0;
 const AVAILABLE_AT: u64 = 0x8000;
 const USED_AT: u64 = 0xa000;
 const BUFFERS_AT: u64 = 0x1_0000;
-/// Room for a buffer.
+/// Space per buffer, bytes.
 const BUFFER_BYTES: u64 = 2048;
-/// `num_buffers` in the header of a frame.
+/// Position of `num_buffers` in a frame's header.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
-/// Most entries of a ring.
+/// Limit of a ring's entries.
 const MAX_ENTRIES: u64 = 1024;
 const MEMORY_BYTES: u64 = BUFFERS_AT + MAX_ENTRIES * BUFFER_BYTES;
 
-/// Whether this kernel has vhost-net; where it has not, that is printed.
+/// Returns true if this kernel has vhost-net; prints a message otherwise.
 pub(crate) fn is_there() -> bool {
     let is_there = Path::new("/dev/vhost-net").exists();
     if !is_there {
@@ -63,31 +63,31 @@ pub(crate) fn is_there() -> bool {
     is_there
 }
 
-/// What the guest's driver gives the device.
+/// Ring that the guest's driver gives to the device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ring {
-    /// Its length, a power of two up to 1024.
+    /// Number of entries, a power of two up to 1024.
     pub(crate) entries: u16,
     /// Whether a frame may take several buffers.
     pub(crate) is_mergeable: bool,
-    /// Length of each, header included, up to 2048.
+    /// Length of each buffer including the header, up to 2048 bytes.
     pub(crate) buffer_bytes: u32,
 }
 
-/// A VM whose only device is one queue of a NIC's receiving half.
+/// A VM whose only device is the receive queue of one NIC.
 pub(crate) struct Vmm {
     vhost: Net<Arc<GuestMemoryMmap>>,
     memory: Arc<GuestMemoryMmap>,
     kick: EventFd,
     entries: u16,
-    /// Buffers that the guest has given.
+    /// Buffers that the guest made available so far, modulo 2^16.
     given: u16,
-    /// Buffers that the guest has taken back.
+    /// Buffers that the guest took back so far, modulo 2^16.
     taken: u16,
 }
 
 impl Vmm {
-    /// The VM runs, and vhost-net reads a queue of the TAP into an empty ring.
+    /// Starts the VM: vhost-net reads a queue of the TAP into an empty ring.
     pub(crate) fn start(tap: &File, ring: Ring) -> Self {
         let range = (GuestAddress(0), MEMORY_BYTES as usize);
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[range]).unwrap());
@@ -139,7 +139,7 @@ impl Vmm {
         vmm
     }
 
-    /// Describes the buffers, all of which are the device's.
+    /// Writes the descriptors and gives all buffers to the device.
     fn lay_out(&self, ring: Ring) {
         let mut descriptors = Vec::new();
         let mut available = Vec::new();
@@ -156,12 +156,12 @@ impl Vmm {
         }
     }
 
-    /// The VM stops: what vhost-net has put into the ring is the guest's, and nothing comes any more.
+    /// Stops the VM: frames in the ring belong to the guest, and vhost-net adds no more.
     pub(crate) fn stop(&self) {
         self.vhost.set_backend(RECEIVE, None).unwrap();
     }
 
-    /// What the guest takes out of the ring, at most so many frames; it gives the buffers back.
+    /// Takes up to `most` frames out of the ring as the guest, and gives the buffers back.
     pub(crate) fn take(&mut self, most: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while frames.len() < most && self.load(USED_AT + INDEX) != self.taken {

@@ -1,4 +1,4 @@
-//! Frames put on an interface as they are.
+//! Raw frames on an interface.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -10,28 +10,28 @@ use std::io;
 
 use linux::packet_socket::PacketSocket;
 
-/// A packet socket on one interface, in the namespace of the thread that made it.
+/// A packet socket on one interface, in the namespace of the thread that opened it.
 pub(crate) struct Wire(PacketSocket);
 
 impl Wire {
-    /// Frames go the usual way out, past the programs at egress.
+    /// Opens a wire whose frames pass the egress programs, as usual.
     pub(crate) fn new(ifindex: u32) -> Self {
         Self(PacketSocket::sending(ifindex).expect("AF_PACKET socket"))
     }
 
-    /// Frames go straight to the device.
+    /// Opens a wire whose frames bypass the egress programs.
     pub(crate) fn past_programs(ifindex: u32) -> Self {
         let socket = PacketSocket::past_qdisc(ifindex).expect("AF_PACKET socket");
         socket.set_nonblocking(false).expect("blocking socket");
         Self(socket)
     }
 
-    /// Takes frames in, too.
+    /// Opens a wire that also receives.
     pub(crate) fn listening(ifindex: u32) -> Self {
         Self(PacketSocket::listening(ifindex).expect("AF_PACKET socket"))
     }
 
-    /// Frames that have come in or gone out since the last call.
+    /// Returns the frames that arrived or left since the last call.
     pub(crate) fn received(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut frame = vec![0; 65_536];
@@ -46,7 +46,7 @@ impl Wire {
         assert_eq!(sent, frame.len());
     }
 
-    /// The same where the device may have no room, or a program may drop the frame, which is told.
+    /// Sends a frame. Returns the error if the device has no room or a program reports the drop.
     pub(crate) fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         self.0.send(frame).map(drop)
     }
