@@ -22,10 +22,10 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::control::client::ClientError;
+use crate::control::client::{ClientError, CommandError};
+use crate::control::command;
 #[cfg(feature = "programs")]
 use crate::control::command::Table;
-use crate::control::command::{self, CommandError};
 #[cfg(feature = "programs")]
 use crate::datapath::{self, DEFAULT_PIN_ROOT};
 #[cfg(feature = "agent")]

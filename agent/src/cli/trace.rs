@@ -8,7 +8,8 @@ use clap::builder::PossibleValuesParser;
 use common::trace::Program;
 
 use super::SocketArgs;
-use crate::control::trace::{self, DEFAULT_RATE, MAX_RATE, TraceRequest};
+use crate::control::follow;
+use crate::control::trace::{DEFAULT_RATE, MAX_RATE, TraceRequest};
 
 /// Arguments of `roamcast trace`. A decision is shown if all conditions hold.
 #[derive(Clone, Debug, Args)]
@@ -50,6 +51,6 @@ pub(super) fn run(args: TraceArgs, out: &mut impl Write) -> anyhow::Result<()> {
         address: args.address,
         rate: args.rate,
     };
-    trace::follow(&args.socket.socket, request, args.json, out)?;
+    follow::follow(&args.socket.socket, request, args.json, out)?;
     Ok(())
 }

@@ -8,7 +8,6 @@ use common::text::{Escaped, is_plain_text};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::command::CommandError;
 use super::{Reply, request};
 
 /// Longest [`Reply::End`] or [`Reply::Error`] line, bytes.
@@ -46,6 +45,20 @@ pub enum ClientError {
     /// The agent refused the request and gave this reason.
     #[error("{0}")]
     Refused(String),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The agent gave no answer or refused the request.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The kind of the answer does not match the request.
+    #[error("The agent answered something else; is it of another version than this program?")]
+    Unexpected,
+    /// Writing to the output failed.
+    #[error("Cannot write the output")]
+    Output(#[from] io::Error),
 }
 
 /// A connection to the agent.

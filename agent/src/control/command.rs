@@ -9,23 +9,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::client::{Client, ClientError};
+use super::client::{Client, CommandError};
 use super::report::{MigrationPhase, MigrationRow};
 use super::{Progress, Reply, request, table};
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    /// The agent gave no answer or refused the request.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The kind of the answer does not match the request.
-    #[error("The agent answered something else; is it of another version than this program?")]
-    Unexpected,
-    /// Writing to the output failed.
-    #[error("Cannot write the output")]
-    Output(#[from] io::Error),
-}
 
 /// Prints the state of a role.
 ///
@@ -115,7 +101,7 @@ pub fn show(
 ///
 /// # Errors
 ///
-/// [`CommandError`]; [`ClientError::Refused`] carries the agent's reason.
+/// [`CommandError`]; [`super::client::ClientError::Refused`] carries the agent's reason.
 pub fn migrate(
     socket: &Path,
     domain: &str,
@@ -151,7 +137,7 @@ pub fn migrate(
 ///
 /// # Errors
 ///
-/// [`CommandError`]; [`ClientError::Refused`] carries the agent's reason.
+/// [`CommandError`]; [`super::client::ClientError::Refused`] carries the agent's reason.
 pub fn abort(socket: &Path, domain: &str) -> Result<(), CommandError> {
     let request = request::Agent::Abort {
         domain: domain.to_owned(),

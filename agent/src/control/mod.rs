@@ -21,13 +21,14 @@
 //! | [`server`] | the agent's side of the socket |
 //! | [`client`] | the operator's side of the socket |
 //! | [`table`] | tables for people |
-//! | [`trace`] | decisions of the kernel programs, as they happen |
+//! | [`trace`], [`follow`] | decisions of the kernel programs, as they happen: rows, and the command |
 //! | [`command`] | `roamcast status` and its siblings |
 //!
 //! libvirt's hook ([`crate::hook`]) uses the same socket.
 
 pub mod client;
 pub mod command;
+pub mod follow;
 pub mod report;
 pub mod request;
 pub mod server;

@@ -9,21 +9,12 @@
 //! The trace ends when the operator closes the connection or sends another byte. The agent drops
 //! lines when the operator reads too slowly, and counts the dropped lines (`left_out`).
 
-use std::io::{self, Write};
 use std::net::Ipv6Addr;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::trace::{Decision, Program, Reason, Record};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-
-use super::client::Client;
-use super::command::CommandError;
-use super::{Reply, request};
-use crate::shutdown::Shutdown;
 
 /// Lines per second if the operator names no rate.
 pub const DEFAULT_RATE: u32 = 1000;
@@ -120,61 +111,6 @@ impl TraceRow {
             destination_port: flow.map(|flow| flow.destination_port),
         })
     }
-}
-
-/// Shows decisions as they happen, until SIGINT, SIGTERM, or the end of the agent.
-///
-/// # Errors
-///
-/// [`CommandError`]; [`super::client::ClientError::Refused`] carries the agent's reason.
-pub fn follow(
-    socket: &Path,
-    request: TraceRequest,
-    json: bool,
-    out: &mut impl Write,
-) -> Result<(), CommandError> {
-    let mut client = Client::connect(socket)?;
-    let stopped = Arc::new(AtomicBool::new(false));
-    stop_by_signal(&client, &stopped)?;
-    let followed = client.follow(&request::Agent::Trace(request), |reply| {
-        match reply {
-            Reply::Tracing if json => {}
-            Reply::Tracing => writeln!(out, "{}", super::table::trace_header())?,
-            Reply::Trace(line) if json => {
-                serde_json::to_writer(&mut *out, &line).map_err(io::Error::from)?;
-                out.write_all(b"\n")?;
-            }
-            Reply::Trace(line) => writeln!(out, "{}", super::table::trace_line(&line))?,
-            _ => return Err(CommandError::Unexpected),
-        }
-        Ok(out.flush()?)
-    });
-    match followed {
-        Err(CommandError::Client(_)) if stopped.load(Ordering::Relaxed) => Ok(()),
-        followed => followed,
-    }
-}
-
-/// Shuts the connection down on SIGINT or SIGTERM, which ends the answer.
-fn stop_by_signal(client: &Client, stopped: &Arc<AtomicBool>) -> Result<(), CommandError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let mut shutdown = {
-        let _context = runtime.enter();
-        Shutdown::new()?
-    };
-    let connection = client.handle()?;
-    let stopped = Arc::clone(stopped);
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            runtime.block_on(shutdown.recv());
-            stopped.store(true, Ordering::Relaxed);
-            // The call fails if the connection has ended already.
-            let _ = connection.shutdown(std::net::Shutdown::Both);
-        })?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::Reply;
 use crate::control::table::{trace_header, trace_line};
 use common::counter::Counter;
 use time::macros::datetime;
