@@ -12,6 +12,8 @@ use common::maps::{
 use common::signal::NicCut;
 
 use super::{Domain, Port};
+#[cfg(doc)]
+use super::{GateCommand, Output};
 use crate::proto::handover::{HoldReport, UnreadReport};
 use crate::proto::{DomainUuid, Stream, Timestamp};
 

@@ -9,6 +9,8 @@ use common::maps::{
 use common::signal::NicCut;
 
 use super::Mac;
+#[cfg(doc)]
+use super::{DatapathEvent, GateEvent, HypervisorEvent, PeerEvent};
 use crate::proto::addresses::{AddressCommand, ForwardCommand, TranslateCommand};
 use crate::proto::handover::ClockOffset;
 use crate::proto::{DomainUuid, Timestamp};
@@ -35,7 +37,7 @@ impl MdbEntry {
     }
 }
 
-/// Command to the gate of a TAP; see [`super::handover`].
+/// Command to the gate of a TAP; see [`crate::proto::handover`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum GateCommand {
     /// Record the frames that enter the TAP of a departing domain, and watch the TAP's queue. A
@@ -196,7 +198,7 @@ pub enum Output {
         last_report_ns: u64,
     },
     /// Read entries again. For each entry, one [`DatapathEvent::Listener`] or [`DatapathEvent::Source`]
-    /// answers, with [`Change::Removed`] and an arbitrary value for a missing entry.
+    /// answers, with [`Change::Removed`](common::event::Change::Removed) and an arbitrary value for a missing entry.
     ReadListeners {
         /// Keys of `LISTENERS`.
         listeners: Vec<ListenerKey>,
