@@ -26,6 +26,7 @@
 
 mod accept;
 mod admission;
+mod command;
 mod connection;
 mod counters;
 mod dial;
@@ -158,7 +159,7 @@ pub enum PeersError {
 #[derive(Debug)]
 pub struct Peers {
     shared: Arc<Shared>,
-    commands: mpsc::UnboundedSender<manager::Command>,
+    commands: mpsc::UnboundedSender<command::Command>,
     local_address: SocketAddr,
     _stop: DropGuard,
 }
@@ -334,13 +335,13 @@ impl Peers {
     /// Connects to a configured peer or a known relay. [`PeerEvent::Up`] or [`PeerEvent::Down`]
     /// follows; `Up` follows at once for an existing connection.
     pub fn connect(&self, peer: &str) {
-        self.command(manager::Command::Connect(peer.to_ascii_lowercase()));
+        self.command(command::Command::Connect(peer.to_ascii_lowercase()));
     }
 
     /// Sends a frame to a connected peer. [`PeerEvent::Down`] follows if the peer is not connected
     /// or does not read its frames.
     pub fn send(&self, peer: &str, bytes: Vec<u8>) {
-        self.command(manager::Command::Send(peer.to_ascii_lowercase(), bytes));
+        self.command(command::Command::Send(peer.to_ascii_lowercase(), bytes));
     }
 
     /// Days until this host's certificate expires; `None` unless the end is near enough to be
@@ -355,7 +356,7 @@ impl Peers {
         self.shared.counters.read()
     }
 
-    fn command(&self, command: manager::Command) {
+    fn command(&self, command: command::Command) {
         // Fails only after the manager has ended: at shutdown, or when nobody reads events.
         let _ = self.commands.send(command);
     }

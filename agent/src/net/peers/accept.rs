@@ -13,9 +13,9 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream, server};
 
 use super::admission::{Identity, identify};
+use super::command::{Command, Inbound};
 use super::counters::Refusal;
 use super::handshakes::{Handshakes, may_be_tls};
-use super::manager::{Command, Inbound};
 use super::{FIRST_BYTES_TIMEOUT, HANDSHAKE_TIMEOUT, Shared, connection, set_timeouts};
 use crate::net::frames::frames;
 use crate::net::tls::certificate_names;

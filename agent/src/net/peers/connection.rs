@@ -19,8 +19,8 @@ use tokio_rustls::TlsStream;
 use tokio_util::codec::LengthDelimitedCodecError;
 use tokio_util::sync::CancellationToken;
 
+use super::command::Command;
 use super::counters::Refusal;
-use super::manager::Command;
 use super::{FromPeer, HANDSHAKE_TIMEOUT, PeerEventSender, Shared};
 use crate::net::frames::{Frames, Verdict};
 use crate::net::tls::Ended;
