@@ -72,8 +72,8 @@ fn tcp_and_udp_go_both_ways_whoever_finishes_checksums() {
     for moas in BOTH {
         for on in [true, false] {
             let net = Net::new(moas);
-            // The router completes checksums and aggregates, so that the receiver verifies all of
-            // them.
+            // The router completes partial checksums and cuts aggregates, and the receiver verifies
+            // every packet.
             for port in ["to-a", "to-b0"] {
                 offload(&net.router, port, false);
             }
