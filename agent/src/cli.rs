@@ -25,7 +25,7 @@ use clap_complete::Shell;
 use crate::control::client::{ClientError, CommandError};
 use crate::control::command;
 #[cfg(feature = "programs")]
-use crate::control::command::Table;
+use crate::control::request::Table;
 #[cfg(feature = "programs")]
 use crate::datapath::{self, DEFAULT_PIN_ROOT};
 #[cfg(feature = "agent")]

@@ -6,7 +6,7 @@
 //! | source-specific | RFC 4607 §1 |
 //! | Ethernet destination | RFC 2464 §7 |
 //!
-//! No other place of the project looks into the bits of a multicast address.
+//! The packet rules of [`crate::mat`] hold addresses as two words, and look at the first byte themselves.
 
 use crate::maps::Address;
 

@@ -88,6 +88,7 @@ mod message;
 mod reason;
 mod relay;
 
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -178,13 +179,16 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-impl DecodeError {
-    /// Returns the code of an answer to the message.
-    pub fn code(&self) -> Code {
-        match self {
-            Self::Malformed | Self::TooLong { .. } | Self::Text { .. } => Code::MALFORMED,
-            Self::Version { .. } | Self::UnknownKind { .. } => Code::UNSUPPORTED,
-        }
+/// The reason of an answer to a message that is not understood.
+impl From<&DecodeError> for Reason {
+    fn from(error: &DecodeError) -> Self {
+        let code = match error {
+            DecodeError::Malformed | DecodeError::TooLong { .. } | DecodeError::Text { .. } => {
+                Code::MALFORMED
+            }
+            DecodeError::Version { .. } | DecodeError::UnknownKind { .. } => Code::UNSUPPORTED,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

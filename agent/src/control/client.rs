@@ -8,7 +8,8 @@ use common::text::{Escaped, is_plain_text};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Reply, request};
+use super::Reply;
+use super::request::{self, Table};
 
 /// Longest [`Reply::End`] or [`Reply::Error`] line, bytes.
 const MAX_LAST_BYTES: usize = request::MAX_REQUEST_BYTES;
@@ -136,27 +137,15 @@ impl Client {
     /// # Errors
     ///
     /// [`CommandError`]: as for [`Client::ask`], or writing to `out` failed.
-    pub fn copy_rows(
-        &mut self,
-        table: &request::Agent,
-        out: &mut impl Write,
-    ) -> Result<(), CommandError> {
-        use request::Agent;
+    pub fn copy_rows(&mut self, table: Table, out: &mut impl Write) -> Result<(), CommandError> {
         let prefix: &[u8] = match table {
-            Agent::Listeners => br#"{"reply":"listeners","data":["#,
-            Agent::Streams => br#"{"reply":"streams","data":["#,
-            Agent::Migrations => br#"{"reply":"migrations","data":["#,
-            Agent::Relays => br#"{"reply":"relays","data":["#,
-            Agent::Status
-            | Agent::Trace(_)
-            | Agent::Migrate { .. }
-            | Agent::Abort { .. }
-            | Agent::Prepare { .. } => {
-                return Err(CommandError::Unexpected);
-            }
+            Table::Listeners => br#"{"reply":"listeners","data":["#,
+            Table::Streams => br#"{"reply":"streams","data":["#,
+            Table::Migrations => br#"{"reply":"migrations","data":["#,
+            Table::Relays => br#"{"reply":"relays","data":["#,
         };
         let mut separator: &[u8] = b"[";
-        self.ask_lines(table, |line| {
+        self.ask_lines(&table.request(), |line| {
             let rows = line
                 .strip_prefix(prefix)
                 .and_then(|line| line.strip_suffix(b"]}\n"))

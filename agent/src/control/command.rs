@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::client::{Client, CommandError};
 use super::report::{MigrationPhase, MigrationRow};
+use super::request::Table;
 use super::{Progress, Reply, request, table};
 
 /// Prints the state of a role.
@@ -32,19 +33,6 @@ pub fn status(socket: &Path, json: bool, out: &mut impl Write) -> Result<(), Com
     }
 }
 
-/// A table of an agent; a relay has streams too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Table {
-    /// Multicast addresses to which the VMs listen.
-    Listeners,
-    /// Flows of the managed multicast addresses.
-    Streams,
-    /// Relays, and the sessions with each.
-    Relays,
-    /// Migrations; the newest is the last row.
-    Migrations,
-}
-
 /// Requests a table and prints it.
 ///
 /// # Errors
@@ -57,14 +45,9 @@ pub fn show(
     out: &mut impl Write,
 ) -> Result<(), CommandError> {
     let mut client = Client::connect(socket)?;
-    let request = match table {
-        Table::Listeners => request::Agent::Listeners,
-        Table::Streams => request::Agent::Streams,
-        Table::Relays => request::Agent::Relays,
-        Table::Migrations => request::Agent::Migrations,
-    };
+    let request = table.request();
     if json {
-        client.copy_rows(&request, out)?;
+        client.copy_rows(table, out)?;
         out.flush()?;
         return Ok(());
     }

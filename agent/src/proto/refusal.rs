@@ -247,8 +247,14 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// Returns the code for programs with the whole sentence for people.
+    /// Returns the reason as a message carries it: the code for programs, and the sentence as
+    /// [`bounded`] makes it.
     pub(super) fn reason(&self) -> Reason {
+        bounded_reason(&self.whole_reason())
+    }
+
+    /// Returns the reason with the whole sentence, for records and operators.
+    pub(super) fn whole_reason(&self) -> Reason {
         Reason::new(self.code(), self.to_string())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::super::value;
-use crate::proto::Dispute;
+use crate::proto::{Dispute, UnicastTiming};
 
 /// Timers of Duplicate Address Detection and of forwarding.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -37,11 +37,12 @@ pub struct Mobility {
 
 impl Default for Mobility {
     fn default() -> Self {
+        let timing = UnicastTiming::default();
         Self {
-            retransmit: Duration::from_secs(1),
-            forward: Duration::from_secs(60),
-            defence: Duration::from_secs(30),
-            disputed: Dispute::GoOn,
+            retransmit: timing.retransmit,
+            forward: timing.forward,
+            defence: timing.defence,
+            disputed: timing.disputed,
         }
     }
 }

@@ -114,7 +114,7 @@ fn with_listeners(count: u32) -> Agent {
 fn long_table_arrives_whole_and_in_order() {
     let agent = with_listeners(64_000);
     let mut out = Vec::new();
-    command::show(&agent.socket(), command::Table::Listeners, true, &mut out).unwrap();
+    command::show(&agent.socket(), request::Table::Listeners, true, &mut out).unwrap();
     let rows: Vec<ListenerRow> = serde_json::from_slice(&out).unwrap();
     assert_eq!(rows.len(), 64_000);
     assert!(rows.iter().zip(0..).all(|(row, n)| row.age_ms == n));

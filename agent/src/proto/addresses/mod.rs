@@ -357,10 +357,10 @@ impl Context {
 pub(super) fn is_in(address: Ipv6Addr, prefix: Ipv6Addr, length: u8) -> bool {
     let host_bits = 128_u32.saturating_sub(u32::from(length));
     let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+    let is_multicast = address.is_multicast();
     let (address, prefix) = (u128::from(address), u128::from(prefix));
     // All zeros after the prefix is the Subnet-Router anycast address (RFC 4291 §2.6.1).
     let is_anycast = host_bits > 1 && address & !mask == 0;
-    let is_multicast = address >> 120 == 0xff;
     address & mask == prefix & mask && !is_anycast && !is_multicast
 }
 

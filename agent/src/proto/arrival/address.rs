@@ -32,7 +32,7 @@ use super::left::Left;
 use crate::proto::addresses::{Addresses, Allowance, Said};
 use crate::proto::context::Context;
 use crate::proto::record::ClaimOutcome;
-use crate::proto::refusal::{Refusal, bounded_reason};
+use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
 use crate::proto::{AddressCommand, Dispute, Mac, mac_text};
 
@@ -173,7 +173,7 @@ impl Incoming {
         address: Ipv6Addr,
         why: &Refusal,
     ) {
-        let (number, reason) = (self.number, bounded_reason(&why.reason()));
+        let (number, reason) = (self.number, why.reason());
         cx.counters.claims_refused += 1;
         warn!(domain = %self.domain, number, %address, %reason, "Address is refused");
         note(cx, number, address, ClaimOutcome::Refused);
@@ -281,7 +281,7 @@ impl Incoming {
                     cx.counters.addresses_disputed += 1;
                     warn!(domain = %self.domain, number = self.number, %address, mac = mac_text(&by), "Somebody says that he has the address of a VM that moves here; the move goes on");
                     note(cx, self.number, address, ClaimOutcome::Disputed);
-                    let reason = bounded_reason(&taken.reason());
+                    let reason = taken.reason();
                     claim.reply(cx, &self.peer, ClaimState::Disputed, reason);
                 }
                 None

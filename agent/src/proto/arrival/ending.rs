@@ -10,7 +10,7 @@ use super::{Arrivals, Host, Incoming};
 use crate::proto::DomainUuid;
 use crate::proto::context::Context;
 use crate::proto::record::Outcome;
-use crate::proto::refusal::{Refusal, bounded_reason};
+use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
 
 /// Time in which the source of a domain without TAPs may still send the reason.
@@ -188,7 +188,7 @@ impl Arrivals {
         number: u64,
         refusal: &Refusal,
     ) {
-        let reason = bounded_reason(&refusal.reason());
+        let reason = refusal.reason();
         if let Some(incoming) = self.incoming.get(number) {
             let abort = PeerMessage::from(MigrationAbort(reason.clone()));
             cx.send(&incoming.peer, incoming.transaction, &abort);

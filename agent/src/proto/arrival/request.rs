@@ -22,7 +22,6 @@ use crate::proto::context::Context;
 use crate::proto::filter::Filter;
 use crate::proto::millis;
 use crate::proto::record::Direction;
-use crate::proto::refusal::bounded_reason;
 use crate::proto::{DomainUuid, Output};
 
 /// Answer to a request.
@@ -179,7 +178,7 @@ impl Arrivals {
             Ok(true) => {}
             Ok(false) => return,
             Err(refusal) => {
-                let reason = bounded_reason(&refusal.reason());
+                let reason = refusal.reason();
                 warn!(peer, domain = %body.domain_name, %reason, "Arrival is refused");
                 self.preparations.refused_here(cx, peer, uuid, &reason.text);
                 cx.send(peer, transaction, &MigrationAbort(reason).into());

@@ -219,7 +219,7 @@ impl Outgoing {
             let field = "prefix_length";
             return Err(Refusal::Refused {
                 destination: order.destination.clone(),
-                reason: Refusal::BadField { field }.reason(),
+                reason: Refusal::BadField { field }.whole_reason(),
             });
         }
         cx.timers.stop(Timer::Response(order.number));

@@ -13,7 +13,7 @@ use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::links::vm::Caller;
 use crate::proto::record::Outcome;
-use crate::proto::refusal::{Refusal, bounded, bounded_reason};
+use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 use crate::proto::{CommandReply, DomainUuid, JobStats, Output, Timestamp, millis};
 
@@ -257,7 +257,7 @@ impl Departures {
             end_recording(cx, &moving.recorded);
         }
         addresses.end_departures(cx, |_, departure| departure.is_of(number));
-        let reason = refusal.reason();
+        let reason = refusal.whole_reason();
         warn!(domain = %order.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
         cx.records.end(number, cx.now, ended);
@@ -267,7 +267,7 @@ impl Departures {
             && order.requester != Requester::Unknown
             && !matches!(refusal, Refusal::Refused { .. })
         {
-            let end = PeerMessage::from(MigrationAbort(bounded_reason(&reason)));
+            let end = PeerMessage::from(MigrationAbort(refusal.reason()));
             cx.send_end(number, &order.destination, order.transaction, None, end);
         }
         match order.requester {

@@ -18,7 +18,7 @@ use super::{
 use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
-use crate::proto::refusal::{Refusal, bounded_reason};
+use crate::proto::refusal::Refusal;
 use crate::proto::{Domain, DomainUuid};
 
 impl Departures {
@@ -36,7 +36,7 @@ impl Departures {
             .and_then(|()| noticed_domain(cx, around.inventory, peer, notice))
             .and_then(|domain| self.take_notice(cx, &mut around, peer, transaction, domain));
         if let Err(refusal) = taken {
-            let reason = bounded_reason(&refusal.reason());
+            let reason = refusal.reason();
             info!(peer, domain = %notice.domain_name, %reason, "Move by somebody else is not followed");
             cx.send(peer, transaction, &MigrationAbort(reason).into());
         }

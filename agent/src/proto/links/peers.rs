@@ -173,11 +173,7 @@ impl Context {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    self.decline(
-                        peer,
-                        *transaction,
-                        Reason::new(error.code(), error.to_string()),
-                    );
+                    self.decline(peer, *transaction, Reason::from(error));
                 }
             })
             .ok()

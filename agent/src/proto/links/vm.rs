@@ -18,7 +18,7 @@ use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
 use crate::proto::rate::Bucket;
-use crate::proto::refusal::{Refusal, bounded, bounded_reason};
+use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::{Domain, DomainUuid, Output, Timestamp};
 
 /// Limit of stored answers per domain.
@@ -120,7 +120,7 @@ impl Context {
         to: SocketAddrV6,
         refusal: &Refusal,
     ) {
-        let reason = bounded_reason(&refusal.reason());
+        let reason = refusal.reason();
         let message = VmMessage::from(MigrationAbort(reason));
         self.tell(to, transaction, &message);
         self.vms.answer(uuid, transaction, message);
@@ -186,7 +186,7 @@ impl Context {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    let reason = Reason::new(error.code(), error.to_string());
+                    let reason = Reason::from(&error);
                     self.tell(from, transaction, &MigrationAbort(reason).into());
                 }
                 None

@@ -22,7 +22,7 @@ impl RelayServer {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    let reason = Reason::new(error.code(), error.to_string());
+                    let reason = Reason::from(&error);
                     self.send(peer, transaction, &ErrorMessage(reason).into());
                 }
                 return;
