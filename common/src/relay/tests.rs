@@ -312,6 +312,31 @@ fn datagram_is_whole_only_if_its_lengths_agree_and_it_has_a_checksum() {
     }
 }
 
+#[test]
+fn ipv6_packet_is_within_so_many_bytes_only_if_its_header_says_where_it_ends() {
+    let stream = StreamKey {
+        multicast_address: [0xff; 16],
+        source: [1; 16],
+        source_port: 1,
+        destination_port: 2,
+        vlan: 0,
+        pad: 0,
+    };
+    let bytes = frame(&stream, b"payload");
+    let header = Header::read(&bytes[..]).unwrap();
+    assert!(header.is_ipv6_within(bytes.len()));
+    assert!(header.is_ipv6_within(bytes.len() + 5), "padding");
+    assert!(!header.is_ipv6_within(bytes.len() - 1));
+    for change in [
+        |header: &mut Header| header.payload_length = 0,
+        |header: &mut Header| header.ether_type = 0x8100_u16.to_be(),
+    ] {
+        let mut other = header;
+        change(&mut other);
+        assert!(!other.is_ipv6_within(bytes.len()), "{other:?}");
+    }
+}
+
 const NATIVE: Origin = Origin::Native;
 const RELAY: Origin = Origin::Relay;
 

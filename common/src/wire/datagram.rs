@@ -59,6 +59,16 @@ impl Header {
         self.ether_type == ethernet::IPV6.to_be() && u16::from_be(first) >> 12 == 6
     }
 
+    /// Whether the frame is untagged Ethernet with an IPv6 packet that ends within the first `bytes`
+    /// bytes. A jumbogram (RFC 2675 §3), whose length is not in the header, is not.
+    #[inline(always)]
+    pub fn is_ipv6_within(&self, bytes: usize) -> bool {
+        let length = u16::from_be(self.payload_length);
+        self.ether_type == ethernet::IPV6.to_be()
+            && length != 0
+            && UDP_OFFSET + usize::from(length) <= bytes
+    }
+
     /// Whether the datagram is whole in a frame of `frame_bytes` bytes: the lengths of IPv6 and UDP
     /// agree, and the datagram has a checksum, which IPv6 requires (RFC 8200 §8.1).
     #[inline(always)]
