@@ -15,13 +15,13 @@ use crate::node::Process;
 use crate::vms::Vms;
 use crate::{Lab, binaries, wait};
 
-/// Longest time until an agent's operator socket answers.
+/// Longest time until an agent answers and is connected to libvirt.
 const START: Duration = Duration::from_secs(20);
 
 /// Options of the agents in addition to the lab's own settings.
 #[derive(Clone, Copy, Debug)]
 pub struct AgentOptions {
-    /// Highest bandwidth of a migration, MiB/s; 0: no limit. A low bandwidth prolongs the copy.
+    /// Highest bandwidth of a migration, MiB/s; 0 for no limit. A low bandwidth prolongs the copy.
     pub bandwidth_mib: u64,
     /// Pause that QEMU aims at first, milliseconds, for migrations by agents and by plain libvirt.
     pub downtime_ms: u64,
@@ -37,9 +37,10 @@ pub struct AgentOptions {
     pub reports_per_second: Option<u32>,
     /// Lease of the lab's relays, in seconds; `None`: the relay's default.
     pub relay_lease_s: Option<u64>,
-    /// True: the last relay node is a migration control server, and agents find relays by it.
+    /// True if the last relay node is a migration control server, through which the agents find
+    /// relays.
     pub mcs: bool,
-    /// True: without gates, so a migration loses and doubles packets.
+    /// True if the agents run without gates, so that a migration loses and doubles packets.
     pub no_gate: bool,
 }
 
@@ -102,7 +103,7 @@ impl Agents {
     ///
     /// # Errors
     ///
-    /// When it does not become ready.
+    /// When the agent does not become ready.
     pub fn restart(&mut self, lab: &Lab, index: usize) -> Result<()> {
         self.launch(lab, index)?;
         let vms = lab.vms().get(index).context("There are two VM hosts")?;
@@ -113,7 +114,7 @@ impl Agents {
     ///
     /// # Errors
     ///
-    /// When it cannot be installed, or libvirtd does not look for it.
+    /// When the hook cannot be installed, or libvirtd does not run.
     pub fn install_hooks(&self, lab: &Lab) -> Result<()> {
         for vms in lab.vms() {
             vms.output(&mut self.command(vms, &["hook", "install"]))?;
@@ -129,11 +130,11 @@ impl Agents {
         command
     }
 
-    /// Asks an agent for one of its tables (`status`, `listeners`, `streams`, `migrations`).
+    /// Returns one of an agent's tables: `status`, `listeners`, `streams` or `migrations`.
     ///
     /// # Errors
     ///
-    /// When the agent does not answer, or not in JSON.
+    /// When the agent does not answer, or its answer is not JSON.
     pub fn query(&self, vms: &Vms, table: &str) -> Result<Value> {
         let text = vms.output(&mut self.command(vms, &[table, "--json"]))?;
         serde_json::from_str(&text)
@@ -222,7 +223,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Gives the QEMU of a VM host its certificates for the copy of memory.
+/// Installs the certificates of a VM host's QEMU for the copy of memory.
 ///
 /// # Errors
 ///
@@ -261,13 +262,14 @@ const DEFAULT_FLAGS: [&str; 4] = [
     "VIR_MIGRATE_UNDEFINE_SOURCE",
 ];
 
-/// Returns the list of all flags, if there are further ones.
+/// Returns the default and the `further` flags as a TOML list; `None` if there are no further
+/// flags.
 fn flags(further: &[&str]) -> Option<String> {
     let all: Vec<_> = DEFAULT_FLAGS.iter().chain(further).collect();
     (!further.is_empty()).then(|| format!("{all:?}"))
 }
 
-/// Writes an agent's configuration, with its certificates.
+/// Writes an agent's configuration and installs its certificates.
 fn configure(lab: &Lab, vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result<()> {
     install_certificates(vms, pki)?;
     let (relays, servers) = relays::roles(lab, options);

@@ -1,4 +1,5 @@
-//! Two guests under streams, one on each VM host, that exchange their places at the same time.
+//! Two guests under streams, one on each VM host, that migrate to each other's VM host at the same
+//! time.
 
 use anyhow::{Result, anyhow};
 
@@ -10,7 +11,7 @@ use super::stream::Streams;
 /// Number of the second guest.
 const SECOND: u8 = 2;
 
-/// Two receiving guests and their places.
+/// Two guests that receive streams, one on each VM host.
 pub struct Crossing<'a> {
     testbed: &'a mut Testbed,
     party: Party,
@@ -34,7 +35,7 @@ impl<'a> Crossing<'a> {
         Ok(Self { testbed, party })
     }
 
-    /// The lab, its guests and its agents.
+    /// Returns the testbed, for actions between two migrations.
     pub fn testbed(&mut self) -> &mut Testbed {
         self.testbed
     }
@@ -43,18 +44,18 @@ impl<'a> Crossing<'a> {
     ///
     /// # Errors
     ///
-    /// When a migration fails, or a guest does not run on its destination, and only there,
-    /// afterwards.
+    /// When a migration fails, or when a guest does not run on its destination, and on no other
+    /// host, after the migration.
     pub fn go(&mut self, mover: Mover) -> Result<()> {
         self.party.go(self.testbed, mover)
     }
 
-    /// Ends the streams and returns the results, first those of the guest that began on the first
-    /// VM host.
+    /// Ends the streams and returns the results of both guests. The first results are those of the
+    /// guest that began on the first VM host.
     ///
     /// # Errors
     ///
-    /// When a sender failed, or nothing arrived.
+    /// When a sender failed, or a guest received nothing of a stream.
     pub fn finish(self) -> Result<[Moves; 2]> {
         let moves = self.party.finish()?;
         moves

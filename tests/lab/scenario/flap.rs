@@ -24,11 +24,11 @@ pub struct Flap {
     pub rows: Vec<FlapRow>,
     /// Every packet sent.
     pub sent: Vec<Sent>,
-    /// Every packet that reached the application.
+    /// Every arrival at the application, copies included.
     pub arrivals: Vec<Arrival>,
-    /// From before the first change to after the last change.
+    /// Window from the first change of the network to the end of the last row.
     pub window: Window,
-    /// The changes.
+    /// Phase of each change, from the change of the network to the new mode.
     pub phases: Vec<Phase>,
 }
 
@@ -67,7 +67,7 @@ pub fn run(
             windows.push((mode, from_ns, changed_ns, clock::now_ns()));
         }
     }
-    // Time for the last packets to arrive and be reported.
+    // The last packets need time to arrive and to be reported.
     std::thread::sleep(STREAM_TIME / 2);
     let sent = stream.stop()?;
     let arrivals = testbed.guest()?.arrivals(RECEIVER);
@@ -106,8 +106,8 @@ pub fn run(
     })
 }
 
-/// Waits until the agent of the first VM host receives the stream in a mode and is not changing to
-/// another mode.
+/// Waits until the agent of the first VM host receives every address of the stream in `mode`.
+/// During a change the agent shows another mode.
 fn wait_mode(testbed: &mut Testbed, mode: &str) -> Result<()> {
     let vms1 = testbed.lab().vms1().clone();
     let agents = testbed.agents()?;

@@ -1,4 +1,4 @@
-//! Guests as libvirt domains: booted on a VM host, and destroyed.
+//! Boots and destroys guests, which are libvirt domains on the VM hosts.
 
 use std::fs;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::wait;
 const BOOT: Duration = Duration::from_secs(90);
 
 impl Testbed {
-    /// The guest's control channel.
+    /// Returns the control channel of the first guest.
     ///
     /// # Errors
     ///
@@ -26,7 +26,7 @@ impl Testbed {
             .context("The guest has not been booted")
     }
 
-    /// Boots the guest on the first VM host, after destroying all running guests.
+    /// Destroys all running guests and boots the first guest on the first VM host.
     ///
     /// # Errors
     ///
@@ -41,7 +41,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// Boots another guest on the first VM host beside the running ones: `guest2` and so on.
+    /// Boots the guest with this number, 2 or more, on the first VM host beside the running ones.
     ///
     /// # Errors
     ///
@@ -50,7 +50,8 @@ impl Testbed {
         self.boot_further_on(number, 0).map(|(_, control)| control)
     }
 
-    /// Boots another guest on the VM host `host`. Also returns the name of its domain.
+    /// Boots another guest on the VM host with the index `host`. Returns the name of its domain and
+    /// its control channel.
     pub(super) fn boot_further_on(&mut self, number: u8, host: usize) -> Result<(String, Control)> {
         let domain = DomainConfig {
             memory_mib: self.domain.memory_mib,
@@ -82,7 +83,7 @@ impl Testbed {
         let vms = &self.lab.vms()[host];
         let xml = vms.shared_directory().join("domain.xml");
         fs::write(&xml, domain::xml(domain)).context("Failed to write the domain's XML")?;
-        // The VM host sees the directory under this path.
+        // The VM host's mount namespace has the directory at this path.
         let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
         virsh(vms, &["define", &on_host])?;
         virsh(vms, &["start", &domain.name])?;

@@ -1,4 +1,4 @@
-//! One whole run: boot, stream, migration, results.
+//! One whole run: boot, stream, migration to the second VM host, results.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -44,7 +44,7 @@ pub struct Run {
     pub row: RunRow,
     /// Every packet sent.
     pub sent: Vec<Sent>,
-    /// Every packet that reached the application.
+    /// Every arrival at the application, copies included.
     pub arrivals: Vec<Arrival>,
     /// Window of the measurement.
     pub window: Window,
@@ -150,14 +150,14 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     })
 }
 
-/// Name of the step after which the guest receives and all agents know its addresses.
+/// Text of the step at which the guest receives its stream and the source's agent knows its
+/// addresses.
 pub const RECEIVES: &str = "the guest receives";
 
-/// End of the window in which the stream must flow: half a second, in nanoseconds.
+/// Length of the window's last part, in which the stream must flow, in nanoseconds.
 const LATE_NS: u64 = 500_000_000;
 
-/// Returns true if the application received something new at the destination in the last half
-/// second.
+/// Returns true if the application received a packet at the destination in the last half second.
 fn flows_at_end(tally: &Tally, window: Window) -> bool {
     let late = Window {
         from_ns: window.to_ns.saturating_sub(LATE_NS),
@@ -172,7 +172,8 @@ fn flows_at_end(tally: &Tally, window: Window) -> bool {
         || tally.counted(late) > 0
 }
 
-/// Lets the streams run for a while, as a part of the measurement.
+/// Lets the streams run for `time`. Fails if a guest has sent no frame for 30 s, because its
+/// results would then be worthless.
 pub(super) fn pass<'a>(
     guests: impl IntoIterator<Item = &'a Control>,
     time: Duration,
@@ -188,11 +189,12 @@ pub(super) fn pass<'a>(
     Ok(())
 }
 
-/// Longest time until the destination knows the path of its addresses.
+/// Longest wait until the destination receives every address natively or from a relay.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// Returns how the destination receives the guest's addresses: `native` or `relay`, several
-/// separated by commas; another word if the destination has not decided.
+/// Returns how the VM host `host` receives the guest's addresses: `native`, `relay`, or both
+/// separated by a comma. While the agent has not decided, the text holds another word of the
+/// agent's table.
 pub(super) fn mode(testbed: &Testbed, host: usize, addresses: &[Ipv6Addr]) -> Result<String> {
     let read = || modes(testbed, host, addresses);
     let is_settled = |modes: &BTreeSet<String>| {

@@ -32,28 +32,29 @@ pub const PEER_HOA: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0
 const HOME: &str = "fd5e:6d61:74::/48";
 /// Port of the mapping server.
 const PORT: u16 = common::mat::IMS_PORT;
-/// First address of the guest: the lab sends no Router Advertisements.
+/// First address of the guest, set by hand because the lab sends no Router Advertisements.
 const GUEST_ADDRESS: &str = "2001:db8:1::a0/64";
-/// Routers of both networks.
+/// The router's addresses in the networks of both VM hosts.
 const ROUTERS: [&str; 2] = ["2001:db8:1::1", "2001:db8:2::1"];
 /// Longest time until a program answers, and until a node is registered.
 const START: Duration = Duration::from_secs(20);
-/// Longest time of a command.
+/// Deadline of a command in the guest.
 const COMMAND: Duration = Duration::from_secs(20);
 
-/// The mapping server and the correspondent, and the guest's key.
+/// The running mapping server and correspondent, and the guest's key.
 pub struct Mobility {
     ims: Process,
     /// Process of the correspondent's node; ends with this value.
     _peer: Process,
     lab: Lab,
+    /// Output of `roamcast ims enroll` for the guest: the first part of its `node.toml`.
     guest_key: String,
 }
 
 /// The node in a guest.
 pub struct GuestNode {
     control: Control,
-    /// The daemon.
+    /// Process of `migkick node`, whose stderr is the log.
     running: Running,
 }
 
@@ -62,7 +63,7 @@ impl Mobility {
     ///
     /// # Errors
     ///
-    /// When one is not built, or does not become ready; the text names its log.
+    /// When a program is not built or does not become ready; the text holds the program's output.
     pub fn start(lab: &Lab) -> Result<Self> {
         let ims = lab.ims()?;
         let server = format!("[{}]:{PORT}", ims.address());
@@ -96,7 +97,7 @@ impl Mobility {
     ///
     /// # Errors
     ///
-    /// When it does not become ready.
+    /// When the mapping server does not become ready.
     pub fn restart_ims(&mut self) -> Result<()> {
         self.ims = launch_ims(self.lab.ims()?)?;
         Ok(())
@@ -106,7 +107,7 @@ impl Mobility {
     ///
     /// # Errors
     ///
-    /// When it does not answer.
+    /// When the node does not answer.
     pub fn peer_status(&self) -> Result<Value> {
         peer_status(self.lab.peer()?)
     }
@@ -146,7 +147,7 @@ impl GuestNode {
     ///
     /// # Errors
     ///
-    /// When it does not answer.
+    /// When the node does not answer.
     pub fn status(&self) -> Result<Value> {
         let output = self
             .control
@@ -155,11 +156,11 @@ impl GuestNode {
         serde_json::from_str(&text).with_context(|| format!("The node printed no JSON: {text}"))
     }
 
-    /// Waits until a server knows the guest's address.
+    /// Waits until a mapping server knows the guest's address.
     ///
     /// # Errors
     ///
-    /// When no server does in time; the text is the node's output.
+    /// When no mapping server knows the address in time; the text is the node's output.
     pub fn wait_registered(&self) -> Result<()> {
         let registered = || self.status().is_ok_and(|it| it["registered"] == true);
         wait::until("the guest's node to be registered", START, || {
@@ -221,7 +222,7 @@ fn peer_status(peer: &Host) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("The node printed no JSON: {text}"))
 }
 
-/// Waits until a program is ready, or has ended.
+/// Waits until `ready` succeeds. Fails at once if the program ends.
 fn wait_up(process: &mut Process, what: &str, ready: &mut dyn FnMut() -> Result<()>) -> Result<()> {
     let mut last = Ok(());
     let up = wait::until(what, START, || {

@@ -1,21 +1,21 @@
-//! A virtual machine under a stream, and its migration: the scenarios of the demo, the VM tests and
-//! the benches.
+//! Scenarios of the demo, the VM tests and the benches: a guest receives streams and migrates.
 //!
 //! ```text
-//! Testbed::up -> boot -> Stream::start -> wait_streaming -> moved by migkick, roamcast or virsh -> finish
+//! Testbed::up -> boot -> senders start -> guest joins and receives
+//!     -> migration by migkick, roamcast or virsh -> results
 //! ```
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`agents`] | certificates, configuration and processes of the two agents |
 //! | `guests` | guests as libvirt domains |
-//! | [`stream`] | the sender's streams and the guest's receivers |
+//! | [`stream`] | parameters of streams, the sender's processes and the guest's joins |
 //! | [`mobility`] | the mapping server, the correspondent, and the guest's node |
 //! | [`mod@sessions`] | sessions between the correspondent and the guest |
 //! | [`relays`] | configuration and processes of the relays |
 //! | [`flap`] | native multicast removed from the guest's site and restored |
-//! | [`shuttle`] | one guest that migrates to and fro under its streams |
-//! | [`crossing`] | two guests that exchange their places at the same time |
+//! | [`shuttle`] | one guest that migrates back and forth under its streams |
+//! | [`crossing`] | two guests that migrate to each other's VM host at the same time |
 //! | [`mod@measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and the times of its events |
 
 pub mod agents;
@@ -53,12 +53,13 @@ use stream::{Placed, StreamKind};
 
 /// Multicast address of the lab's first stream.
 pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
-/// The stream's UDP port.
+/// UDP destination port of all streams.
 pub const STREAM_PORT: u16 = 5004;
 
-/// A lab with one guest and, unless it is a baseline, an agent on each VM host.
+/// A lab with guests and, except in a baseline, an agent on each VM host.
 pub struct Testbed {
-    /// Dropped first, because the channel uses parts of the lab.
+    /// Channel of the first guest; `None` before its boot. This field is dropped before `lab`,
+    /// because the channel's sockets lie in directories of the lab.
     control: Option<Control>,
     node: Option<GuestNode>,
     mobility: Option<Mobility>,
@@ -67,17 +68,18 @@ pub struct Testbed {
     limits: AgentOptions,
     relays: Option<Relays>,
     domain: DomainConfig,
-    /// Guests in addition to the first.
+    /// Domains booted beside the first guest; the next [`Testbed::boot`] destroys them.
     further: Vec<DomainConfig>,
     lab: Lab,
 }
 
 impl Testbed {
-    /// Builds the lab and, unless it is a baseline, starts the agents.
+    /// Builds the lab and starts the agents and relays. Without `agents`, the testbed is a baseline
+    /// and starts neither.
     ///
     /// # Errors
     ///
-    /// When a part cannot be built or an agent does not become ready.
+    /// When a part cannot be built or a program does not become ready.
     pub fn up(config: LabConfig, memory_mib: u32, agents: Option<AgentOptions>) -> Result<Self> {
         let image = image::ensure(&image::default_directory())?;
         let accelerator = if kvm::usable(&image) {
@@ -123,66 +125,69 @@ impl Testbed {
         self
     }
 
-    /// The lab.
+    /// Returns the lab, with its nodes.
     pub fn lab(&self) -> &Lab {
         &self.lab
     }
 
-    /// Name of the guest's libvirt domain.
+    /// Returns the name of the first guest's libvirt domain.
     pub fn domain_name(&self) -> &str {
         &self.domain.name
     }
 
-    /// Returns the configuration of the guest's domain.
+    /// Returns the configuration of the first guest's domain.
     pub fn domain(&self) -> &DomainConfig {
         &self.domain
     }
 
-    /// Limits the NICs of the guest from its next boot on.
+    /// Limits the NICs of the first guest from its next boot on; `None` removes the limit.
     pub fn limit(&mut self, bandwidth: Option<Bandwidth>) {
         self.domain.bandwidth = bandwidth;
     }
 
-    /// Sets queues and reader of the guests' NICs, from their next boot on.
+    /// Sets queues and reader of all guests' NICs, from their next boot on.
     pub fn read_nics_by(&mut self, driver: NicDriver) {
         self.domain.driver = driver;
     }
 
-    /// The agents.
+    /// Returns the agents.
     ///
     /// # Errors
     ///
-    /// When there are none: the testbed is a baseline.
+    /// When the testbed is a baseline, which has no agents.
     pub fn agents(&mut self) -> Result<&mut Agents> {
         self.agents
             .as_mut()
             .context("This testbed runs without agents")
     }
 
-    /// Returns the migration records of a VM host's agent, the newest last.
+    /// Returns the migration records of the agent on the VM host with the index `host`, the newest
+    /// last.
     ///
     /// # Errors
     ///
-    /// When there is no agent, or it does not answer.
+    /// When the testbed is a baseline, or the agent does not answer.
     pub fn records(&self, host: usize) -> Result<Vec<Value>> {
         let vms = &self.lab().vms()[host];
         let migrations = self.running_agents()?.query(vms, "migrations")?;
         Ok(migrations.as_array().cloned().unwrap_or_default())
     }
 
-    /// Returns the newest migration record.
+    /// Returns the newest migration record of the agent on the VM host with the index `host`.
     ///
     /// # Errors
     ///
-    /// As for [`Testbed::records`], and when there is none.
+    /// As for [`Testbed::records`], and when the agent has no record.
     pub fn last_record(&self, host: usize) -> Result<Value> {
         let last = self.records(host)?.pop();
         last.with_context(|| format!("{} has no record", self.lab().vms()[host].name()))
     }
 
-    /// Returns true if a migration by agents to this VM host must be exact for a guest that
-    /// receives these streams. The handover of identical packets relies on timestamps, and packets
-    /// are lost before a multicast tree has grown.
+    /// Returns true if a migration to the VM host `to` must be exact: no packet of `streams` may be
+    /// lost, doubled or reordered. Only agents with gates promise this, and only for migrations
+    /// that they run themselves. A stream of identical packets is excluded, because its handover
+    /// relies on timestamps. A late site is excluded, because packets are lost until the multicast
+    /// tree has grown.
     fn promises<'a>(
         &self,
         mover: Mover,
@@ -202,36 +207,36 @@ impl Testbed {
             && streams.all(|stream| stream.config.kind != StreamKind::Identical)
     }
 
-    /// Returns the agents, for queries only.
+    /// Returns the agents for queries, which need no exclusive access.
     fn running_agents(&self) -> Result<&Agents> {
         self.agents
             .as_ref()
             .context("This testbed runs without agents")
     }
 
-    /// The relays.
+    /// Returns the relays.
     ///
     /// # Errors
     ///
-    /// When there are none: the lab has no relay nodes, or the testbed is a baseline.
+    /// When the lab has no relay nodes, or the testbed is a baseline.
     pub fn relays(&mut self) -> Result<&mut Relays> {
         self.relays
             .as_mut()
             .context("This testbed runs without relays")
     }
 
-    /// The mapping server and the correspondent.
+    /// Returns the mapping server and the correspondent.
     ///
     /// # Errors
     ///
-    /// When the lab was asked for without mobility.
+    /// When the lab's configuration has no mobility.
     pub fn mobility(&mut self) -> Result<&mut Mobility> {
         self.mobility
             .as_mut()
             .context("This testbed runs without mobility")
     }
 
-    /// The node in the guest.
+    /// Returns the node in the first guest.
     ///
     /// # Errors
     ///
@@ -252,7 +257,7 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// When there are no agents, or this one does not become ready.
+    /// When the testbed is a baseline, or the agent does not become ready.
     pub fn restart_agent(&mut self, index: usize) -> Result<()> {
         let Self { agents, lab, .. } = self;
         let agents = agents
@@ -261,7 +266,7 @@ impl Testbed {
         agents.restart(lab, index)
     }
 
-    /// Returns the names of the VM hosts on which libvirt shows the guest as running.
+    /// Returns the names of the VM hosts on which libvirt shows the first guest as running.
     pub fn running_on(&self) -> Vec<&str> {
         self.domain_running_on(&self.domain.name)
     }
@@ -276,7 +281,7 @@ impl Testbed {
     }
 }
 
-/// A failing test prints the logs of its programs.
+/// Prints the logs of all programs if the test fails.
 impl Drop for Testbed {
     fn drop(&mut self) {
         if !thread::panicking() {
@@ -304,7 +309,7 @@ impl Drop for Testbed {
     }
 }
 
-/// The last lines of a log.
+/// Returns the last `count` lines of a log.
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines
@@ -313,34 +318,35 @@ fn last_lines(text: &str, count: usize) -> String {
         .join("\n")
 }
 
-/// Returns a line of a configuration, or nothing for the default.
+/// Returns the line `name = value` of a configuration. Without a value the text is empty, and the
+/// program uses its default.
 fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
     value.map_or_else(String::new, |value| format!("{name} = {value}"))
 }
 
-/// Runs virsh on a VM host and returns what it printed.
+/// Runs virsh on a VM host and returns its output.
 ///
 /// # Errors
 ///
-/// When it fails; the text holds its last words.
+/// When virsh fails; the text holds its error message.
 pub fn virsh(vms: &Vms, arguments: &[&str]) -> Result<String> {
     let mut command: Command = vms.virsh();
     command.args(arguments);
     vms.output(&mut command)
 }
 
-/// State of a domain by `virsh domstate`; `None` where the host does not know it.
+/// Returns the state of a domain by `virsh domstate`; `None` if the host does not know the domain.
 pub fn state(vms: &Vms, domain: &str) -> Option<String> {
     virsh(vms, &["domstate", domain])
         .ok()
         .map(|text| text.trim().to_owned())
 }
 
-/// Fails unless the guest runs on exactly this VM host.
+/// Checks that the first guest runs on this VM host and on no other.
 ///
 /// # Errors
 ///
-/// The text names where it runs.
+/// When the guest does not run there, or also runs elsewhere. The text names its VM hosts.
 pub fn ensure_runs_only_on(testbed: &Testbed, host: &str) -> Result<()> {
     ensure_domain_runs_only_on(testbed, testbed.domain_name(), host)
 }

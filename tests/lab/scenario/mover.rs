@@ -1,4 +1,4 @@
-//! One migration of one guest, by any requester, and the durations of its phases.
+//! One migration of one guest by `migkick`, an operator or virsh, and the durations of its phases.
 
 use std::time::{Duration, Instant};
 
@@ -23,21 +23,19 @@ pub enum Mover {
     Migkick,
     /// `roamcast migrate` by an operator.
     Operator,
-    /// `virsh migrate`: without Roamcast the baseline, with Roamcast a migration that somebody else
-    /// starts.
+    /// `virsh migrate --p2p`: the baseline if there are no agents, otherwise a migration that
+    /// Roamcast does not start itself.
     Virsh,
-    /// `virsh migrate` with virsh connected to both libvirtds, instead of one libvirtd connected to
-    /// the other: libvirt has no job until the destination is prepared.
+    /// `virsh migrate` without `--p2p`: virsh connects to both libvirtds, and the libvirtds do not
+    /// connect to each other. libvirt has no job until the destination is prepared.
     VirshDirect,
 }
 
-/// A guest, and source and destination of its migration.
+/// A guest, and the source and the destination of its migration.
 pub(super) struct Journey<'a> {
-    /// Testbed of the guest.
     pub(super) testbed: &'a Testbed,
     /// Name of the guest's libvirt domain.
     pub(super) domain: &'a str,
-    /// Control channel of the guest.
     pub(super) control: &'a Control,
     /// Index of the source VM host.
     pub(super) from: usize,
@@ -116,7 +114,8 @@ impl Journey<'_> {
         })
     }
 
-    /// Uses the flags and limits of an agent with the testbed's options.
+    /// Migrates by `virsh migrate` with the flags and limits of an agent with the testbed's
+    /// options. `how` holds further arguments.
     fn by_virsh(&self, how: &[&str]) -> Result<Times> {
         let (from, to) = self.hosts();
         let name = self.domain;
@@ -155,7 +154,7 @@ impl Journey<'_> {
     }
 }
 
-/// Returns options of `virsh migrate` for an agent's limits and further flags.
+/// Returns the options of `virsh migrate` for an agent's limits and additional flags.
 fn virsh_options(limits: &AgentOptions) -> Vec<String> {
     let mut options = Vec::new();
     if limits.bandwidth_mib > 0 {
@@ -195,10 +194,10 @@ impl Times {
         }
     }
 
-    /// Returns the phases after a request. The packets show when the application moved; the copy
-    /// ended before that time.
+    /// Returns the phases after a request. The packets show when the guest moved: the last arrival
+    /// at the source ends the copy, and the first arrival at the destination ends the switch.
     pub(super) fn phases(&self, asked_ns: u64, arrivals: &[Arrival]) -> Vec<Phase> {
-        // Durations of a move are far below the 2^53 up to which this is exact.
+        // The conversion is exact below 2^53 ns, and no migration takes so long.
         let ns = |ms: f64| (ms * 1e6) as u64;
         let phase = |name: &str, from_ns: u64, to_ns: u64| Phase {
             name: name.to_owned(),

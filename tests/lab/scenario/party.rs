@@ -1,4 +1,8 @@
 //! Guests that receive streams and migrate at the same time.
+//!
+//! [`Party::begin`] starts the senders and the receivers. Each [`Party::go`] migrates all guests at
+//! once and measures a window around the migrations. [`Party::finish`] ends the streams and
+//! computes the rows, because a packet counts as lost only if it never arrived.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -24,12 +28,13 @@ use crate::wait;
 
 /// Time of the measurement after each migration.
 const AFTER: Duration = Duration::from_secs(2);
-/// Longest time until a guest receives, and until an agent knows an arrived guest.
+/// Longest wait until a guest receives its streams, until an agent knows a guest's addresses, and
+/// until the last packets arrive.
 const KNOWN: Duration = Duration::from_secs(20);
 /// A guest that counts no packet for this time has received all packets that were sent.
 const STILL: Duration = Duration::from_millis(20);
 
-/// A receiving guest and its place.
+/// A guest that receives streams, its VM host, and its migrations so far.
 pub(super) struct Viewer {
     pub(super) domain: String,
     pub(super) control: Control,
@@ -39,7 +44,7 @@ pub(super) struct Viewer {
     moves: Vec<Move>,
 }
 
-/// Returns the packet counters of a guest's kernel and of the VM hosts.
+/// Returns the packet counters of the kernels of a guest and of all VM hosts.
 pub(super) fn counted(testbed: &Testbed, guest: &Control) -> Result<Counted> {
     let hosts = testbed.lab().vms().iter();
     Ok(Counted {
@@ -50,7 +55,7 @@ pub(super) fn counted(testbed: &Testbed, guest: &Control) -> Result<Counted> {
     })
 }
 
-/// Result of a migration before the streams end.
+/// Measurements of one migration, kept until the streams end.
 struct Move {
     window: Window,
     /// Index of the guest's VM host after the migration.
@@ -58,7 +63,7 @@ struct Move {
     row: RunRow,
     counted: Counted,
     records: [Value; 2],
-    /// Surplus of each stream of identical packets.
+    /// Received minus sent packets of each stream; `None` unless its packets are identical.
     surplus: Vec<Option<i64>>,
 }
 
@@ -69,25 +74,25 @@ pub struct Moves {
     pub rows: Vec<RunRow>,
     /// Window of each migration.
     pub windows: Vec<Window>,
-    /// Packet counters of the kernels in each window.
+    /// Growth of the kernels' packet counters in each window.
     pub counted: Vec<Counted>,
     /// Records of both agents about each migration, the source's first; null if there is no record.
     pub records: Vec<[Value; 2]>,
-    /// Every packet sent.
+    /// Every packet sent, of all streams, in the order of time.
     pub sent: Vec<Sent>,
-    /// Every packet that reached the application.
+    /// Every arrival at the application, copies included, in the order of time.
     pub arrivals: Vec<Arrival>,
 }
 
-/// Result of a measurement of a guest.
+/// Result of [`Party::watch`] for one guest.
 struct Watched {
     window: Window,
     counted: Counted,
-    /// The surplus of each stream of identical packets.
+    /// Received minus sent packets of each stream; `None` unless its packets are identical.
     surplus: Vec<Option<i64>>,
 }
 
-/// Packets of a stream sent and received, while its sender pauses.
+/// Packets of a stream since its start, counted while its sender pauses.
 #[derive(Clone, Copy)]
 struct Counts {
     sent: u64,
@@ -105,7 +110,7 @@ impl Viewer {
         }
     }
 
-    /// Stores the result of a migration, now that the guest is at its destination.
+    /// Stores the result of a migration. `self.at` must already be the destination.
     fn note(&mut self, testbed: &Testbed, watched: Watched, records: [Value; 2], row: RunRow) {
         let row = RunRow {
             site: site_name(testbed.lab().config().sites[self.at]).to_owned(),
@@ -123,7 +128,7 @@ impl Viewer {
         });
     }
 
-    /// Returns the guest's migration to the other VM host.
+    /// Returns the parameters of the guest's migration to the other VM host.
     fn journey<'a>(&'a self, testbed: &'a Testbed) -> Journey<'a> {
         Journey {
             testbed,
@@ -154,7 +159,8 @@ impl Viewer {
         })
     }
 
-    /// Returns the number of packets of a receiver, once it receives no more.
+    /// Waits until the guest's receiver of `stream` gets no more packets. Returns the number of
+    /// packets.
     fn count(&self, stream: &Placed) -> Result<u64> {
         let received = || {
             let status = self.control.status().ok()?;
@@ -178,7 +184,7 @@ impl Viewer {
     }
 }
 
-/// Guests, and the senders of their streams.
+/// Guests and the senders of their streams.
 pub(super) struct Party {
     pub(super) viewers: Vec<Viewer>,
     /// Streams by index; guests may share a stream.
@@ -240,7 +246,7 @@ impl Party {
         Ok(())
     }
 
-    /// Leaves every guest in its place, as a control of the measurement.
+    /// Measures a window without a migration. Its rows show the losses of the lab itself.
     pub(super) fn stay(&mut self, testbed: &Testbed) -> Result<()> {
         let ((), watched) = self.watch(testbed, |_| Ok(()))?;
         for (viewer, watched) in self.viewers.iter_mut().zip(watched) {
@@ -249,8 +255,8 @@ impl Party {
         Ok(())
     }
 
-    /// Runs an action and measures the streams from before to after it. Returns the result of each
-    /// guest.
+    /// Runs `action` and measures the streams from before its start to after its end. Returns the
+    /// action's result, and the measurement of each guest.
     fn watch<T>(
         &self,
         testbed: &Testbed,
@@ -309,7 +315,7 @@ impl Party {
         })
     }
 
-    /// Counts the packets of identical streams, by guest and stream, while their senders pause.
+    /// Pauses the senders of identical packets and counts the packets, by guest and stream.
     fn count(&self) -> Result<Vec<Vec<Option<Counts>>>> {
         let mut sent = BTreeMap::new();
         for (index, (stream, sender)) in &self.senders {
@@ -337,7 +343,7 @@ impl Party {
         counts
     }
 
-    /// Lets the streams run for a while, as a part of the measurement.
+    /// Lets the streams run for `time`, then checks that no guest is silent.
     pub(super) fn pass(&self, time: Duration) -> Result<()> {
         measure::pass(self.viewers.iter().map(|viewer| &viewer.control), time)
     }

@@ -1,4 +1,4 @@
-//! The relays of a lab: configuration and processes.
+//! The relays and migration control servers of a lab: configuration and processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,17 +17,18 @@ use crate::{Lab, binaries, wait};
 /// Longest time until a relay's operator socket answers.
 const START: Duration = Duration::from_secs(20);
 
-/// The running relays, named after their nodes.
+/// The running relays and migration control servers, named after their nodes.
 pub struct Relays {
     binary: PathBuf,
     hosts: Vec<Host>,
-    /// Number of nodes, at the end of the list, that are migration control servers.
+    /// Number of migration control servers, which are the last nodes of the list.
     servers: usize,
     processes: Vec<Option<Process>>,
 }
 
 impl Relays {
-    /// Configures and starts a relay on each relay node. `pki` holds their certificates.
+    /// Configures and starts a relay or a migration control server on each relay node. `pki` is the
+    /// directory with their certificates.
     ///
     /// # Errors
     ///
@@ -59,11 +60,12 @@ impl Relays {
         }
     }
 
-    /// Starts the relay on a node, again after [`Relays::kill`], and waits until it answers.
+    /// Starts the relay on a node, for the first time or after [`Relays::kill`], and waits until it
+    /// answers.
     ///
     /// # Errors
     ///
-    /// When it does not become ready.
+    /// When the relay does not become ready.
     pub fn restart(&mut self, index: usize) -> Result<()> {
         let host = self.host(index)?;
         let role = self.role(index);
@@ -92,7 +94,7 @@ impl Relays {
     ///
     /// # Errors
     ///
-    /// When the relay does not answer, or not in JSON.
+    /// When the relay does not answer, or its answer is not JSON.
     pub fn status(&self, index: usize) -> Result<Value> {
         let host = self.host(index)?;
         let role = self.role(index);
@@ -133,7 +135,7 @@ impl Relays {
     }
 }
 
-/// Splits the relay nodes into relays and migration control servers.
+/// Splits the relay nodes into relays and migration control servers, in this order.
 pub(super) fn roles(lab: &Lab, options: AgentOptions) -> (&[Host], &[Host]) {
     let hosts = lab.relays();
     hosts.split_at(hosts.len().saturating_sub(usize::from(options.mcs)))

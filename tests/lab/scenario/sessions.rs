@@ -1,5 +1,5 @@
-//! Sessions between the correspondent and the guest, by their permanent addresses: what a user
-//! notices of a migration.
+//! Sessions between the correspondent and the guest, by their permanent addresses. Their gaps are
+//! what a user notices of a migration.
 //!
 //! ```text
 //!  correspondent                                  guest
@@ -8,8 +8,8 @@
 //!   an echo request each 10 ms  --- ICMPv6 ------------------------------> kernel
 //! ```
 //!
-//! Threads of this process in the correspondent's network namespace take all times, by the host's
-//! clock, which never stands still.
+//! Threads of this process take all times by the host's clock, because the guest's clock stands
+//! still while the guest is paused. The sockets belong to the correspondent's network namespace.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
@@ -31,11 +31,11 @@ use crate::probe::metrics::Window;
 use crate::probe::report::RunRow;
 use crate::wait;
 
-/// Interval of the lines, and of the echo requests.
+/// Interval of the lines and of the echo requests.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Port of the guest's echo.
+/// TCP port at which the guest's echo listens.
 const GUEST_PORT: u16 = 7000;
-/// Port at which the correspondent accepts the guest's connection.
+/// TCP port at which the correspondent accepts the guest's connection.
 const PEER_PORT: u16 = 7001;
 /// Longest time until the sessions are established.
 const START: Duration = Duration::from_secs(20);
@@ -45,7 +45,7 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 
-/// The sessions. Dropping them ends them.
+/// The three sessions. The drop of this value ends them.
 pub struct Sessions {
     incoming: Arc<Record>,
     outgoing: Arc<Record>,
@@ -55,7 +55,7 @@ pub struct Sessions {
     applications: Vec<Running>,
 }
 
-/// Record of a session. Sent items are numbered from 0.
+/// Record of a session. Its items are lines or echo requests, numbered from 0.
 #[derive(Default)]
 struct Record(Mutex<Times>);
 
@@ -183,11 +183,11 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Waits until an item that is sent from now on has been answered in each session.
+    /// Waits until each session has an answer to an item sent after the call.
     ///
     /// # Errors
     ///
-    /// When a session stands still.
+    /// When a session has no answer in time.
     pub fn wait_answered(&self) -> Result<()> {
         let from_ns = clock::now_ns();
         let all = [&self.incoming, &self.outgoing, &self.ping];
@@ -198,7 +198,7 @@ impl Sessions {
         })
     }
 
-    /// Sends numbered lines and reads them back.
+    /// Starts a thread that sends numbered lines and a thread that reads their echo.
     fn talk(&mut self, mut stream: TcpStream, record: &Arc<Record>) -> Result<()> {
         stream.set_nodelay(true)?;
         let input = stream.try_clone()?;
@@ -211,7 +211,7 @@ impl Sessions {
                     sent.end(error.to_string());
                 }
             });
-            // The reader sees the end of the connection too.
+            // The shutdown also ends the other thread's read.
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }));
         let (answered, shall_stop) = (Arc::clone(record), Arc::clone(&self.shall_stop));
@@ -236,7 +236,7 @@ impl Sessions {
         let (sent, shall_stop) = (Arc::clone(&self.ping), Arc::clone(&self.shall_stop));
         self.threads.push(thread::spawn(move || {
             at_intervals(&shall_stop, || {
-                // A refused request counts as lost.
+                // A request that the kernel refuses to send counts as lost.
                 let _ = requests.send(&echo_request(sent.send()));
             });
         }));
@@ -255,7 +255,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Returns the reasons of the broken sessions.
+    /// Returns direction and reason of each broken TCP session.
     pub fn broken(&self) -> Vec<String> {
         let both = [("in", &self.incoming), ("out", &self.outgoing)];
         both.into_iter()
@@ -265,7 +265,7 @@ impl Sessions {
             .collect()
     }
 
-    /// Fills in the results of a window that is over.
+    /// Fills in the results of a window. The answers of the window must have had time to arrive.
     pub fn fill(&self, row: RunRow, window: Window) -> RunRow {
         RunRow {
             tcp_in_gap_ms: Some(self.incoming.with(|it| it.gap_ms(window))),
@@ -310,7 +310,8 @@ fn ping_socket() -> Result<Socket> {
     Ok(socket)
 }
 
-/// Returns an Echo Request whose data is its number in full; the kernel computes the checksum.
+/// Returns an Echo Request. Its data is the whole number, because the sequence number has only 16
+/// bits. The kernel computes the checksum.
 fn echo_request(number: usize) -> [u8; 16] {
     let number = number as u64;
     let mut message = [0; 16];
@@ -327,7 +328,7 @@ fn echo_reply(message: &[u8]) -> Option<usize> {
     (message.first() == Some(&ECHO_REPLY)).then_some(number)
 }
 
-/// Repeats an action at a steady rate until told to stop, and catches up after a delay.
+/// Repeats an action at [`INTERVAL`] until `shall_stop` is set, and catches up after a delay.
 fn at_intervals(shall_stop: &AtomicBool, mut action: impl FnMut()) {
     let _ = sys::run_first();
     let mut next = Instant::now();

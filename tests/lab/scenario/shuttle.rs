@@ -1,4 +1,4 @@
-//! One guest under streams that migrates to and fro; each migration has a row of its own.
+//! One guest under streams that migrates back and forth; each migration has a row of its own.
 
 use anyhow::{Context, Result, bail};
 
@@ -9,16 +9,16 @@ use super::party::{Party, Viewer};
 use super::sessions::Sessions;
 use super::stream::Streams;
 
-/// A receiving guest and its place.
+/// A guest that receives streams, and its VM host.
 pub struct Shuttle<'a> {
     testbed: &'a mut Testbed,
     party: Party,
-    /// Sessions, if the lab has mobility.
+    /// Sessions with the correspondent, if the lab has mobility.
     sessions: Option<Sessions>,
 }
 
 impl<'a> Shuttle<'a> {
-    /// Boots the guest on the first VM host, and lets it receive.
+    /// Boots the guest on the first VM host, and starts its receivers and sessions.
     ///
     /// # Errors
     ///
@@ -36,11 +36,12 @@ impl<'a> Shuttle<'a> {
         })
     }
 
-    /// Starts the receivers of the running guest again, after [`Shuttle::finish`].
+    /// Starts receivers and sessions of a guest that runs already, for example after
+    /// [`Shuttle::finish`].
     ///
     /// # Errors
     ///
-    /// When no guest runs, or on more than one VM host, or a step fails.
+    /// When the guest runs on no VM host or on several, or a step fails.
     pub fn resume(testbed: &'a mut Testbed, streams: impl Into<Streams>) -> Result<Self> {
         let hosts = testbed.running_on();
         let [host] = hosts[..] else {
@@ -58,7 +59,7 @@ impl<'a> Shuttle<'a> {
         })
     }
 
-    /// The lab, its guest and its agents.
+    /// Returns the testbed, for actions between two migrations.
     pub fn testbed(&mut self) -> &mut Testbed {
         self.testbed
     }
@@ -67,12 +68,13 @@ impl<'a> Shuttle<'a> {
     ///
     /// # Errors
     ///
-    /// When the migration fails, or the guest does not run there and only there afterwards.
+    /// When the migration fails, or when the guest does not run on its destination, and on no other
+    /// host, after the migration.
     pub fn go(&mut self, mover: Mover) -> Result<()> {
         self.party.go(self.testbed, mover)
     }
 
-    /// Leaves the guest in its place, for a row that shows the lab's own losses.
+    /// Measures a window without a migration, for a row that shows the lab's own losses.
     ///
     /// # Errors
     ///
@@ -81,7 +83,7 @@ impl<'a> Shuttle<'a> {
         self.party.stay(self.testbed)
     }
 
-    /// The sessions with the correspondent, where the lab has mobility.
+    /// Returns the sessions with the correspondent; `None` if the lab has no mobility.
     pub fn sessions(&self) -> Option<&Sessions> {
         self.sessions.as_ref()
     }
@@ -90,7 +92,7 @@ impl<'a> Shuttle<'a> {
     ///
     /// # Errors
     ///
-    /// When a sender failed, or nothing arrived.
+    /// When a sender failed, or the guest received nothing of a stream.
     pub fn finish(self) -> Result<Moves> {
         let mut moves = self.party.finish()?.pop().context("There is one guest")?;
         if let Some(sessions) = self.sessions {

@@ -1,4 +1,4 @@
-//! Streams: the sender's packets, and the guest's joins.
+//! Streams: the sender's packets and the guest's joins.
 //!
 //! A guest may receive several [`Streams`] at once. The index of a stream determines its multicast
 //! addresses, flow numbers, sender and receiver. A stream may be source-specific.
@@ -29,11 +29,11 @@ pub const PAYLOAD_BYTES: u32 = 1450;
 const SOURCE_SPECIFIC_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0x8000, 0x1);
 /// Distance between the first addresses of two streams, and limit of the flows of one stream.
 const ADDRESSES: u16 = 0x1000;
-/// Highest number of streams, which flow numbers can distinguish.
+/// Highest number of streams: flow numbers have 16 bits, and each stream takes 2^12 numbers.
 const STREAMS: u16 = 16;
 /// Default interface of the guest's joins.
 const NIC: &str = "eth0";
-/// Longest time until the sender pauses.
+/// Longest time until the sender confirms a pause.
 const REST: Duration = Duration::from_secs(5);
 
 /// Sender of a stream, and how its packets are distinguished.
@@ -96,7 +96,7 @@ pub enum Service {
     SourceSpecific,
 }
 
-/// A stream with its index.
+/// A stream with its index, from which addresses and flow numbers follow.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
     /// Parameters of the stream.
@@ -234,7 +234,7 @@ impl Streams {
     }
 }
 
-/// A running stream. Dropping it ends it.
+/// A running stream. The drop of this value ends the stream.
 pub struct Stream {
     process: Process,
     /// Log of the lab's own sender; `None` for ffmpeg.
@@ -322,7 +322,7 @@ impl Stream {
         self.process.signal(Signal::SIGUSR2)
     }
 
-    /// Ends the stream and returns every packet sent; ffmpeg keeps no log.
+    /// Ends the stream and returns every packet sent; nothing for ffmpeg, which keeps no log.
     ///
     /// # Errors
     ///
@@ -331,7 +331,7 @@ impl Stream {
         let path = self.process.log().to_owned();
         let status = self.process.terminate(Duration::from_secs(5))?;
         let Some(log) = self.log else {
-            // After SIGTERM ffmpeg exits with 255.
+            // ffmpeg exits with 255 after SIGTERM, so its status says nothing.
             return Ok(Vec::new());
         };
         ensure!(
@@ -346,16 +346,17 @@ impl Stream {
 /// Number of the guest's receiver for the first stream.
 pub const RECEIVER: u16 = 1;
 
-/// Returns what the guest joins to receive all flows of a stream.
+/// Returns the configuration of a guest's receiver for all flows of a stream.
 pub fn receiver(stream: impl Into<Placed>) -> ReceiverConfig {
     stream.into().receiver()
 }
 
-/// Waits until the agent of the first VM host knows all addresses that the guest joined.
+/// Waits until the agent of the first VM host knows `addresses` multicast addresses of any-source
+/// streams.
 ///
 /// # Errors
 ///
-/// When it does not in time.
+/// When the agent does not know the addresses in time.
 pub fn wait_snooped(testbed: &mut Testbed, addresses: u16) -> Result<()> {
     let vms1 = testbed.lab().vms1().clone();
     let agents = testbed.agents()?;

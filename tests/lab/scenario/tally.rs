@@ -12,7 +12,7 @@ pub(super) struct Tally {
     pub(super) stream: Placed,
     /// Every packet sent; empty for ffmpeg.
     pub(super) sent: Vec<Sent>,
-    /// Every packet that reached the application, if they are stamped.
+    /// Every arrival at the application, copies included, if the packets are stamped.
     pub(super) arrivals: Vec<Arrival>,
     /// Totals over time, if the stream is MPEG-TS.
     pub(super) transport: Vec<TransportAt>,
@@ -45,7 +45,8 @@ impl Tally {
         until(window.to_ns) - until(window.from_ns)
     }
 
-    /// Returns the continuity errors since the start, if the stream has counters.
+    /// Returns the continuity errors since the start; `None` if the stream has no continuity
+    /// counters.
     pub(super) fn continuity_errors(&self) -> Option<u64> {
         let last = self.transport.last()?;
         matches!(self.stream.config.kind, StreamKind::Ffmpeg(_))
@@ -123,8 +124,8 @@ pub(super) fn fill(
     }
 }
 
-/// Fills in how long the guest did not run in a window. A thread that slept through the stop of the
-/// clock does not notice it, so only the clocks show this time.
+/// Fills in for how long the guest did not run in a window. A thread that sleeps while the guest's
+/// clock stands still does not notice the stop, so only the clocks show this time.
 pub(super) fn with_stalls(row: RunRow, guest: &Control, window: Window) -> RunRow {
     let is_inside = |ns: u64| (window.from_ns..window.to_ns).contains(&ns);
     let longest = |times: Vec<(u64, u64)>| {
@@ -251,7 +252,7 @@ mod tests {
         );
         let more = row(3);
         assert_eq!((more.lost, more.duplicated, more.surplus), (0, 3, Some(3)));
-        // The last 110 ms of the window.
+        // The freeze is the last 110 ms of the window, without a datagram.
         assert_eq!(
             (more.sent, more.received, more.freeze_ms),
             (100, 100, 110.0)
