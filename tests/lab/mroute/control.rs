@@ -13,16 +13,16 @@ use serde::{Deserialize, Serialize};
 use super::event::{Flow, LoggedEvent};
 use crate::topology::Site;
 
-/// How long the other side may take.
+/// Deadline of each read and each write on a connection.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request to the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
-    /// State of the routing.
+    /// Asks for the state of multicast routing.
     Status,
-    /// Make a site of another kind.
+    /// Changes the kind of a site.
     SetSite {
         /// Number of the site, 1 or 2.
         site: usize,
@@ -35,7 +35,7 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// The request was refused, for this reason.
+    /// The daemon refused the request, for this reason.
     Error(String),
     /// The state after the request.
     Status(Status),
@@ -44,7 +44,7 @@ pub enum Answer {
 /// State of multicast routing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// One for each site.
+    /// State of each site, in the order of site numbers.
     pub sites: Vec<SiteStatus>,
     /// Flows seen so far.
     pub flows: Vec<FlowStatus>,
@@ -59,17 +59,17 @@ pub struct SiteStatus {
     pub kind: Site,
     /// Multicast addresses with a listener there.
     pub listening: Vec<Ipv6Addr>,
-    /// Those of them whose branch is grown.
+    /// Addresses of `listening` whose branch is grown.
     pub grown: Vec<Ipv6Addr>,
 }
 
 /// State of one flow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FlowStatus {
-    /// The flow.
+    /// Source and multicast address of the flow.
     #[serde(flatten)]
     pub flow: Flow,
-    /// Numbers of the sites it is forwarded to.
+    /// Numbers of the sites to which the router forwards the flow.
     pub sites: Vec<usize>,
 }
 
@@ -84,7 +84,7 @@ impl Router {
         Self { directory }
     }
 
-    /// State of multicast routing.
+    /// Returns the state of multicast routing.
     ///
     /// # Errors
     ///
@@ -93,8 +93,8 @@ impl Router {
         self.ask(&Request::Status)
     }
 
-    /// Changes the kind of a site (1 or 2). The site loses multicast at once, and regains it after
-    /// the growth delay.
+    /// Changes the kind of a site (1 or 2). A loss of multicast takes effect at once, a gain after
+    /// the growth delay of the new kind.
     ///
     /// # Errors
     ///
@@ -103,8 +103,8 @@ impl Router {
         self.ask(&Request::SetSite { site, kind }).map(|_| ())
     }
 
-    /// Returns true if packets to `multicast_address` reach a site (1 or 2), or would if there
-    /// were any.
+    /// Returns true if packets to `multicast_address` reach a site (1 or 2), or would reach it if
+    /// there were any.
     ///
     /// # Errors
     ///
@@ -119,12 +119,12 @@ impl Router {
     ///
     /// # Errors
     ///
-    /// When the log can't be read.
+    /// When the log cannot be read or parsed.
     pub fn events(&self) -> Result<Vec<LoggedEvent>> {
         let path = log_path(&self.directory);
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("Failed to read {}", path.display()))?;
-        // The last line may be half written.
+        // The daemon may be writing the last line.
         let whole = text
             .rfind('\n')
             .map_or("", |end| text.get(..end).unwrap_or_default());
@@ -166,12 +166,12 @@ impl Router {
     }
 }
 
-/// The daemon's control socket.
+/// Returns the path of the daemon's control socket.
 pub(super) fn socket_path(directory: &Path) -> PathBuf {
     directory.join("router.sock")
 }
 
-/// The daemon's event log, JSON lines.
+/// Returns the path of the daemon's event log, a file of JSON lines.
 pub(super) fn log_path(directory: &Path) -> PathBuf {
     directory.join("router-events.jsonl")
 }

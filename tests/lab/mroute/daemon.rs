@@ -1,4 +1,5 @@
-//! Event loop of the routing daemon.
+//! Event loop of the routing daemon: reads upcalls, MDB changes and requests, and carries out the
+//! actions of [`Tree`].
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read as _, Write};
@@ -25,7 +26,7 @@ use crate::netns;
 use crate::probe::clock::now_ns;
 use crate::topology::Site;
 
-/// Longest request that is read.
+/// Longest request, bytes.
 const REQUEST_MAX_BYTES: u64 = 4096;
 
 /// Settings of a router.
@@ -37,7 +38,7 @@ pub struct Settings {
     pub namespace: String,
     /// The router's interface to the sender.
     pub sender: String,
-    /// One for each site.
+    /// Settings of each site, in the order of site numbers.
     pub sites: Vec<SiteSettings>,
 }
 
@@ -68,7 +69,7 @@ struct Daemon {
     tree: Tree,
 }
 
-/// Routes until killed.
+/// Runs the daemon. Returns only on error.
 ///
 /// # Errors
 ///

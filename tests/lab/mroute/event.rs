@@ -30,16 +30,16 @@ pub enum Action {
         /// Sites that receive the flow.
         sites: Vec<SiteIndex>,
     },
-    /// Write to the event log.
+    /// Append a line to the event log.
     Log(LoggedEvent),
 }
 
 /// One line of the event log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoggedEvent {
-    /// When, in nanoseconds of CLOCK_MONOTONIC.
+    /// Time of the event, in nanoseconds of CLOCK_MONOTONIC.
     pub at_ns: u64,
-    /// What happened.
+    /// Kind and data of the event.
     #[serde(flatten)]
     pub event: Event,
 }
@@ -62,7 +62,7 @@ pub enum Event {
         /// Multicast address of the branch.
         multicast_address: Ipv6Addr,
     },
-    /// The branch is gone: the last listener left or the site lost multicast.
+    /// The branch ended: the last listener left, or the site lost multicast.
     Pruned {
         /// Number of the site, 1 for the first.
         site: usize,

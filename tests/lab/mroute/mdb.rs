@@ -38,9 +38,9 @@ const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 pub struct Change {
     /// Ifindex of the port, in the bridge's namespace.
     pub port: u32,
-    /// The multicast address.
+    /// Multicast address of the entry.
     pub multicast_address: Ipv6Addr,
-    /// Source of a (source, address) entry.
+    /// Source of a (source, address) entry; `None` for an entry without a source.
     pub source: Option<Ipv6Addr>,
     /// True if the listener excludes the source.
     pub blocked: bool,
@@ -56,7 +56,7 @@ pub struct Change {
 pub enum Read {
     /// Changes, in order.
     Changes(Vec<Change>),
-    /// The kernel dropped notifications: a new dump is needed.
+    /// The kernel dropped notifications, so the caller needs a new dump.
     Overrun,
 }
 
@@ -84,7 +84,7 @@ impl Watch {
         Ok(Self(notices))
     }
 
-    /// Reads all changes that wait.
+    /// Reads all pending changes.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl Watch {
 pub fn dump() -> Result<Vec<Change>> {
     let mut netlink = Netlink::open().context("Failed to open a netlink socket")?;
     let mut request = RequestBytes::new(RTM_GETMDB, NLM_F_REQUEST_DUMP);
-    // AF_BRIDGE, padding, any ifindex.
+    // `br_port_msg`: AF_BRIDGE, padding, and ifindex 0 for all bridges.
     request.push(&[7, 0, 0, 0, 0, 0, 0, 0]);
     let mut changes = Vec::new();
     netlink
@@ -118,7 +118,7 @@ pub fn dump() -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// Appends the changes in a datagram of netlink messages. What is not understood is skipped.
+/// Appends the changes in a datagram of netlink messages. Skips messages of other kinds.
 fn parse(datagram: &[u8], changes: &mut Vec<Change>) {
     for message in messages(datagram) {
         read(&message, changes);

@@ -1,9 +1,10 @@
-//! Multicast routing of the lab's router: the kernel forwards, and a small daemon sets its routes.
+//! Multicast routing of the lab's router: the kernel forwards packets, and a small daemon installs
+//! the kernel's routes.
 //!
-//! The access switch of a site knows the listeners of the site. The kernel's bridge is the MLD
-//! querier there, runs the timers of RFC 9777 for each port, and reports changes of its multicast
-//! database by netlink. The daemon combines these changes with the kernel's upcalls for unknown
-//! flows into (source, multicast address) routes:
+//! The access switch of a site knows the listeners of the site. The switch is a bridge of the
+//! kernel. It is the MLD querier of the site, runs the timers of RFC 9777 for each port, and
+//! reports changes of its multicast database (MDB) by netlink. The daemon combines these changes
+//! with the kernel's upcalls for unknown flows into (source, multicast address) routes:
 //!
 //! ```text
 //!  switch1 MDB --RTM_NEWMDB--+                         +--> MRT6_ADD_MFC
@@ -15,10 +16,10 @@
 //! |---|---|
 //! | [`tree`] | the decisions: which site receives which flow, and from when; no I/O, no clock |
 //! | [`event`] | flows, actions and logged events |
-//! | [`mdb`] | reading a bridge's multicast database |
+//! | [`mdb`] | changes and dumps of a bridge's multicast database |
 //! | `socket` | the kernel's multicast routing socket |
 //! | [`daemon`] | the event loop |
-//! | [`control`] | queries and changes of the running daemon |
+//! | [`control`] | control socket: queries of the daemon's state, and changes of a site's kind |
 
 pub mod control;
 pub mod daemon;

@@ -39,7 +39,8 @@ struct Mf6cCtl {
     outgoing: [u32; 8],
 }
 
-/// The socket through which the kernel is told where packets go. Closing it removes all routes.
+/// Socket that owns the kernel's multicast routing. The kernel removes all routes when this socket
+/// closes.
 #[derive(Debug)]
 pub(super) struct RoutingSocket {
     socket: OwnedFd,
@@ -69,7 +70,7 @@ impl RoutingSocket {
         Ok(this)
     }
 
-    /// Makes an interface known as multicast interface `mif`.
+    /// Registers an interface as multicast interface `mif`.
     pub(super) fn add_interface(&self, mif: u16, ifindex: u32) -> Result<()> {
         let ifindex = u16::try_from(ifindex)
             .context("Interface index above 65535: too large for multicast routing")?;
@@ -111,10 +112,11 @@ impl RoutingSocket {
         })
     }
 
-    /// Reads the next upcall for a packet without a route: the flow and where it came in.
+    /// Reads the next upcall for a packet without a route. Returns the flow and the incoming
+    /// multicast interface; `None` if no upcall is pending.
     pub(super) fn next_upcall(&self) -> Result<Option<(Flow, u16)>> {
-        // `struct mrt6msg`: zero, type, interface, padding, source, destination; it takes the
-        // place of an ICMPv6 header, whose type is never 0.
+        // An upcall is a `struct mrt6msg`: zero, type, interface, padding, source, destination. The
+        // zero is in place of the type of an ICMPv6 header, which is never 0.
         let mut message = [0u8; 2048];
         loop {
             let length = match recv(self.socket.as_raw_fd(), &mut message, MsgFlags::MSG_TRUNC) {
@@ -146,7 +148,7 @@ impl RoutingSocket {
 
     fn set<T>(&self, option: c_int, value: &T) -> Result<()> {
         let size = libc::socklen_t::try_from(size_of::<T>()).context("Option value too large")?;
-        // SAFETY: the pointer and size are those of a live value of the layout the option takes.
+        // SAFETY: pointer and size describe a live value of the layout that the option takes.
         let result = unsafe {
             libc::setsockopt(
                 self.socket.as_raw_fd(),

@@ -23,7 +23,7 @@ use super::event::{Action, Event, Flow, LoggedEvent, SiteIndex};
 use super::mdb::Change;
 use crate::topology::Site;
 
-/// Most flows the router keeps; a packet of another one stays unrouted.
+/// Highest number of flows in the router's table. The router does not route further flows.
 const FLOWS_MAX: usize = 65_536;
 
 /// Filter of one port of the switch for one multicast address.
@@ -51,7 +51,7 @@ impl Port {
 /// Filter of a site for one multicast address.
 #[derive(Debug, Default)]
 struct Branch {
-    /// By ifindex on the switch.
+    /// Filters of the ports, by the port's ifindex on the switch.
     ports: HashMap<u32, Port>,
     /// Time of the first listener; `None` without a listener.
     since: Option<u64>,
@@ -62,6 +62,7 @@ struct Branch {
 struct SiteState {
     kind: Site,
     branches: HashMap<Ipv6Addr, Branch>,
+    /// Times at which branches are complete. An entry stays when its branch is pruned.
     growing: BinaryHeap<Reverse<(u64, Ipv6Addr)>>,
     /// Time of the last change of the site's kind.
     changed: u64,
@@ -87,7 +88,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Makes the state of a router with these sites and no listeners.
+    /// Returns the state of a router with these sites and no listeners.
     #[must_use]
     pub fn new(sites: &[Site]) -> Self {
         let sites = sites
@@ -109,7 +110,7 @@ impl Tree {
         }
     }
 
-    /// Takes one change of a switch's multicast database.
+    /// Applies one change of a switch's multicast database.
     pub fn handle_change(&mut self, site: SiteIndex, change: &Change, now: u64) {
         self.now = now;
         let Some(state) = self.sites.get_mut(site) else {
@@ -153,7 +154,7 @@ impl Tree {
         }
     }
 
-    /// Replaces everything known of a site by a complete dump of its switch's database.
+    /// Replaces the known listeners of a site by a complete dump of its switch's database.
     pub fn handle_dump(&mut self, site: SiteIndex, dump: &[Change], now: u64) {
         let Some(state) = self.sites.get_mut(site) else {
             return;
@@ -183,7 +184,7 @@ impl Tree {
         }
     }
 
-    /// Takes a packet of a flow for which the kernel has no route.
+    /// Handles the kernel's upcall for a flow without a route.
     pub fn handle_flow(&mut self, flow: Flow, incoming: u16, now: u64) {
         self.now = now;
         if !self.flows.contains_key(&flow) {
@@ -214,7 +215,8 @@ impl Tree {
         });
     }
 
-    /// Changes the kind of a site: a loss of multicast at once, a gain after the site's delay.
+    /// Changes the kind of a site. A loss of multicast takes effect at once, a gain after the
+    /// growth delay of the new kind.
     pub fn handle_site(&mut self, site: SiteIndex, kind: Site, now: u64) {
         self.now = now;
         let Some(state) = self.sites.get_mut(site) else {
@@ -259,24 +261,25 @@ impl Tree {
         }
     }
 
-    /// When [`Tree::handle_timeout`] is to be called next.
+    /// Returns when to call [`Tree::handle_timeout`] next; `None` if no branch grows.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
         let next = |state: &SiteState| state.growing.peek().map(|Reverse((at, _))| *at);
         self.sites.iter().filter_map(next).min()
     }
 
-    /// Returns the next thing to do; call until `None`.
+    /// Returns the next action; the caller calls this function until it returns `None`.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Kind of each site.
+    /// Returns the kind of each site, in the order of sites.
     pub fn kinds(&self) -> impl Iterator<Item = Site> + '_ {
         self.sites.iter().map(|state| state.kind)
     }
 
-    /// Multicast addresses with a listener at a site, and whether the branch is grown.
+    /// Returns the multicast addresses with a listener at a site, each with true if its branch is
+    /// grown.
     #[must_use]
     pub fn branches(&self, site: SiteIndex) -> Vec<(Ipv6Addr, bool)> {
         let Some(state) = self.sites.get(site) else {
@@ -292,7 +295,7 @@ impl Tree {
         branches
     }
 
-    /// All flows and the sites each goes to.
+    /// Returns all flows, each with the sites that receive it.
     #[must_use]
     pub fn flows(&self) -> Vec<(Flow, Vec<SiteIndex>)> {
         let mut flows: Vec<_> = self

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Counters by name.
+/// Counters by name, such as `eth0.rx_dropped` and `Udp6RcvbufErrors`.
 pub type Counters = BTreeMap<String, u64>;
 
 /// Names of `/proc/net/dev`'s columns, in the kernel's words (`struct rtnl_link_stats64`).
@@ -37,7 +37,7 @@ pub fn here() -> Counters {
     counters
 }
 
-/// Returns the growth of the counters; the counters of a new interface begin at 0.
+/// Returns the growth of the counters that grew. The counters of a new interface begin at 0.
 pub fn grown(before: &Counters, after: &Counters) -> Counters {
     after
         .iter()

@@ -1,4 +1,5 @@
-//! An eavesdropper that searches packets on their path for known bytes.
+//! An eavesdropper that searches all packets of a host for known bytes, which would show that a
+//! connection is not encrypted.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub struct Eavesdropper {
     thread: JoinHandle<Result<Heard>>,
 }
 
-/// What an eavesdropper received.
+/// Counts of an eavesdropper.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     /// Bytes of all packets.
@@ -35,11 +36,11 @@ pub struct Heard {
 }
 
 impl Eavesdropper {
-    /// Begins to listen.
+    /// Starts to listen for packets with the bytes `known`.
     ///
     /// # Errors
     ///
-    /// When the kernel gives no packet socket.
+    /// When the kernel refuses a packet socket.
     pub fn start(host: &Host, known: &'static [u8]) -> Result<Self> {
         let socket = host.within(|| -> Result<Socket> {
             let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
@@ -55,11 +56,11 @@ impl Eavesdropper {
         Ok(Self { shall_stop, thread })
     }
 
-    /// Stops listening.
+    /// Stops listening and returns the counts.
     ///
     /// # Errors
     ///
-    /// When the socket broke.
+    /// When the socket failed before.
     pub fn finish(self) -> Result<Heard> {
         self.shall_stop.store(true, Ordering::Relaxed);
         let heard = self.thread.join();

@@ -1,18 +1,18 @@
 //! Lists the packets that a row counts as lost, doubled or reordered, and the packets that the
-//! guest received around its migration, for finding the cause.
+//! guest received around its migration. The lists serve to find the cause.
 
 use serde::{Deserialize, Serialize};
 
 use super::log::Sent;
 use super::metrics::{Account, Arrival, Kind, Window};
 
-/// Most packets in the list.
+/// Highest number of packets in the list.
 const MOST: usize = 1000;
-/// Arrivals in the list before the migration, and after it.
+/// Highest numbers of arrivals in the list before the migration and after it.
 const BEFORE: usize = 20;
 const AFTER: usize = 100;
 
-/// Faults of a packet.
+/// Fault of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
@@ -27,13 +27,13 @@ pub enum Fault {
 /// A packet with a fault. Times are milliseconds since the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Faulty {
-    /// What happened to it.
+    /// Kind of the fault.
     pub fault: Fault,
-    /// Its flow.
+    /// Flow of the packet's stamp.
     pub flow: u16,
-    /// Its number.
+    /// Sequence number of the packet's stamp.
     pub sequence: u32,
-    /// When it was sent.
+    /// Time of sending.
     pub sent_ms: f64,
     /// Arrival at the application; `None` for a lost packet.
     #[serde(flatten)]
@@ -45,16 +45,16 @@ pub struct Faulty {
 pub struct Came {
     /// Time of the arrival.
     pub came_ms: f64,
-    /// Index of the VM host.
+    /// Index of the VM host on which the guest ran.
     pub host: u8,
 }
 
-/// A packet that arrived.
+/// A packet that arrived around a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Passed {
-    /// Its flow.
+    /// Flow of the packet's stamp.
     pub flow: u16,
-    /// Its number.
+    /// Sequence number of the packet's stamp.
     pub sequence: u32,
     /// Time and place of the arrival.
     #[serde(flatten)]
@@ -103,8 +103,8 @@ pub fn faults(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Vec<Faulty
     found
 }
 
-/// Returns the last arrivals before the guest ran on another VM host within the window, and the
-/// first ones there; nothing if the guest stayed.
+/// Returns the last arrivals before the guest's migration within the window, and the first arrivals
+/// after it. The list is empty if the guest stayed.
 pub fn around_the_move(arrivals: &[Arrival], window: Window) -> Vec<Passed> {
     let span = window.from_ns..window.to_ns;
     let inside: Vec<&Arrival> = arrivals

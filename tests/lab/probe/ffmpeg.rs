@@ -11,22 +11,22 @@ pub enum Packing {
     Rtp,
 }
 
-/// What ffmpeg shall send.
+/// Parameters of a stream that ffmpeg sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FfmpegStream {
     /// Multicast address to send to; the sender's route decides the interface.
     pub multicast_address: Ipv6Addr,
     /// UDP destination port.
     pub port: u16,
-    /// Over UDP or RTP.
+    /// Encapsulation of the transport stream.
     pub packing: Packing,
     /// Rate of the transport stream in kbit/s, kept constant by null packets.
     pub rate_kbps: u32,
-    /// Hop limit.
+    /// Hop limit of the packets; each router between sender and guest takes one.
     pub hop_limit: u8,
 }
 
-/// Bytes of transport stream in a datagram: seven packets.
+/// Bytes of transport stream in a datagram: seven packets of 188 bytes.
 pub const DATAGRAM_LEN: u32 = 1316;
 
 impl FfmpegStream {
@@ -43,7 +43,7 @@ impl FfmpegStream {
             Packing::Udp => ("mpegts", "udp"),
             Packing::Rtp => ("rtp_mpegts", "rtp"),
         };
-        // The picture gets half of the rate whatever it shows; padding fills the rest.
+        // The picture gets half of the rate, whatever it shows, and null packets fill the rest.
         let video_kbps = rate_kbps / 2;
         let mut arguments: Vec<String> = format!(
             "-nostdin -hide_banner -loglevel error -re -f lavfi -i testsrc2=size=320x240:rate=25 \
@@ -60,7 +60,7 @@ impl FfmpegStream {
             Packing::Rtp => option("-mpegts_muxer_options", format!("muxrate={bits}")),
         }
         option("-f", format.to_owned());
-        // ffmpeg sends a whole picture at once; `bitrate` spaces the datagrams evenly.
+        // By default ffmpeg sends a whole picture at once; `bitrate` spaces the datagrams evenly.
         let pacing = match self.packing {
             Packing::Udp => format!("&bitrate={bits}&burst_bits={}", DATAGRAM_LEN * 8 * 4),
             Packing::Rtp => String::new(),

@@ -20,7 +20,7 @@ pub struct Sent {
     pub flow: u16,
     /// Sequence number, as in the packet's stamp.
     pub sequence: u32,
-    /// When it was sent, in nanoseconds of the host's monotonic clock.
+    /// Time of sending, in nanoseconds of the host's monotonic clock.
     pub sent_ns: u64,
 }
 
@@ -44,7 +44,7 @@ impl Sent {
     }
 }
 
-/// Reads all records.
+/// Returns all whole records.
 pub fn parse(bytes: &[u8]) -> Vec<Sent> {
     bytes
         .as_chunks::<RECORD_LEN>()
@@ -58,7 +58,7 @@ pub fn parse(bytes: &[u8]) -> Vec<Sent> {
 ///
 /// # Errors
 ///
-/// The file cannot be read.
+/// When the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Sent>> {
     let bytes = std::fs::read(path)
         .with_context(|| format!("Cannot read the sender's log {}", path.display()))?;

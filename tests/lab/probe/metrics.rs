@@ -11,7 +11,7 @@ pub struct Arrival {
     pub flow: u16,
     /// Sequence number of the packet's stamp.
     pub sequence: u32,
-    /// When the application got it, in nanoseconds of the host's monotonic clock.
+    /// Time at which the application got the packet, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
     /// Index of the VM host at the arrival, in the order of the control channel's sockets.
     pub host: u8,
@@ -20,7 +20,7 @@ pub struct Arrival {
 /// A window: packets sent from `from_ns` on and before `to_ns`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// First time, in nanoseconds of the host's monotonic clock.
+    /// Start, inclusive, in nanoseconds of the host's monotonic clock.
     pub from_ns: u64,
     /// End, exclusive. The last packets of the window must have had time to arrive.
     pub to_ns: u64,
@@ -43,7 +43,7 @@ pub struct Metrics {
     /// Number of lost packets divided by the packet rate, in milliseconds.
     pub loss_ms: f64,
     /// Longest time without a new packet, in milliseconds. The time from the start of the window to
-    /// the first packet and from the last packet to the end of the window count too.
+    /// the first packet and the time from the last packet to the end of the window count too.
     pub freeze_ms: f64,
     /// Start of the freeze, in nanoseconds of the host's monotonic clock.
     pub freeze_start_ns: u64,
@@ -109,7 +109,7 @@ impl Account {
     }
 }
 
-/// Computes the metrics of a window. `sent` and `arrivals` are in the order of time.
+/// Computes the metrics of a window. `arrivals` must be in the order of time.
 ///
 /// The packet rate is the rate of the window over all flows.
 pub fn compute(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Metrics {
@@ -153,8 +153,8 @@ pub fn compute(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Metrics {
 
 /// Returns the longest time, in milliseconds, in which a counter that only grows stood still.
 ///
-/// `samples` are (host nanoseconds, counter), in the order of time: the totals of an MPEG-TS
-/// receiver, say.
+/// `samples` holds pairs of host time in nanoseconds and counter, in the order of time, for example
+/// the totals of an MPEG-TS receiver.
 pub fn freeze_of_counter(samples: &[(u64, u64)], window: Window) -> f64 {
     let (mut last_ns, mut last_count, mut freeze_ns) = (window.from_ns, 0, 0);
     for (host_ns, count) in samples {
@@ -175,7 +175,7 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// One packet per millisecond from time zero, `count` of them.
+    /// Returns `count` packets, one per millisecond from time zero.
     fn stream(count: u32) -> Vec<Sent> {
         (0..count)
             .map(|sequence| Sent {

@@ -18,8 +18,8 @@ const SYNC_BYTE: u8 = 0x47;
 const NULL_PID: u16 = 0x1fff;
 const RTP_FIXED_HEADER_LEN: usize = 12;
 
-/// Returns a null packet (ISO/IEC 13818-1 section 2.4.1), which carries nothing: one is like the
-/// other.
+/// Returns a null packet (ISO/IEC 13818-1 section 2.4.1). All null packets are identical, because
+/// they carry no data.
 pub fn null_packet() -> [u8; PACKET_LEN] {
     let mut packet = [0xff; PACKET_LEN];
     let [high, low] = NULL_PID.to_be_bytes();
@@ -31,7 +31,7 @@ pub fn null_packet() -> [u8; PACKET_LEN] {
 /// Why a datagram is not MPEG-TS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MpegTsError {
-    /// The length is no multiple of 188 bytes, or zero.
+    /// The length is zero or no multiple of 188 bytes.
     #[error("Datagram carries {length} bytes, which is no whole number of 188-byte TS packets")]
     Length {
         /// Length in bytes without an RTP header.
@@ -42,10 +42,10 @@ pub enum MpegTsError {
     Sync {
         /// Index of the packet in the datagram.
         index: usize,
-        /// What stands in place of the sync byte.
+        /// Byte in place of the sync byte.
         byte: u8,
     },
-    /// An RTP header that is cut.
+    /// The datagram ends within its RTP header.
     #[error("Datagram ends within its RTP header")]
     Rtp,
 }
@@ -66,11 +66,11 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Checks every packet of a datagram; a broken datagram changes nothing.
+    /// Checks every packet of a datagram. A broken datagram changes no counter.
     ///
     /// # Errors
     ///
-    /// The datagram is no MPEG-TS, with or without RTP.
+    /// When the datagram is not MPEG-TS, with or without RTP.
     pub fn handle_datagram(&mut self, datagram: &[u8]) -> Result<(), MpegTsError> {
         let (rtp_sequence, packets) = strip_rtp(datagram)?;
         if packets.is_empty() || packets.len() % PACKET_LEN != 0 {
@@ -105,7 +105,7 @@ impl Checker {
         self.totals
     }
 
-    /// Returns PID and continuity errors of every PID seen, in order.
+    /// Returns PID and continuity errors of every PID seen, in the order of PIDs.
     pub fn errors_by_pid(&self) -> impl Iterator<Item = (u16, u64)> {
         self.pids.iter().map(|(pid, state)| (*pid, state.errors))
     }
@@ -118,7 +118,8 @@ impl Checker {
         if pid == NULL_PID {
             return;
         }
-        // Length byte, then flags of which the first is the discontinuity indicator.
+        // An adaptation field begins with its length and a byte of flags. The first flag is the
+        // discontinuity indicator.
         let is_announced = has_adaptation && packet[4] > 0 && packet[5] & 0x80 != 0;
         let Some(state) = self.pids.get_mut(&pid) else {
             self.pids.insert(
@@ -156,9 +157,10 @@ impl Checker {
     }
 }
 
-/// Returns the RTP sequence number, if there is an RTP header, and what follows it.
+/// Returns the RTP sequence number, if there is an RTP header, and the bytes after the header.
 fn strip_rtp(datagram: &[u8]) -> Result<(Option<u16>, &[u8]), MpegTsError> {
-    // Version 2 in the top two bits; an MPEG-TS packet begins with 0x47, which is version 1.
+    // An RTP header has version 2 in its top two bits. An MPEG-TS packet begins with 0x47, which
+    // would be version 1.
     if datagram.first().is_none_or(|first| first >> 6 != 2) {
         return Ok((None, datagram));
     }

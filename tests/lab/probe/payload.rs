@@ -8,7 +8,7 @@ const MAGIC: [u8; 4] = *b"RCST";
 /// Length of the stamp, and so the smallest UDP payload of the stream, in bytes.
 pub const STAMP_LEN: usize = 24;
 
-/// What one datagram says about itself.
+/// Identity of one datagram, and its time of sending.
 ///
 /// # Wire format
 ///

@@ -29,7 +29,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Returns the growth of the counters.
+    /// Returns the growth of the counters since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let hosts = before.hosts.iter().zip(&self.hosts);
@@ -46,7 +46,7 @@ impl Counted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// No counter: the packet was lost before the VM host, or between VM host and guest.
+    /// No counter shows the packet: it was lost before the VM host, or between VM host and guest.
     NotCounted,
     /// A VM host dropped the packet before its bridge.
     HostDropped,
@@ -63,7 +63,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// Returns the place for a person, to follow a number of packets.
+    /// Returns the place as text for people; the text follows a number of packets.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -81,14 +81,15 @@ impl Place {
 /// Frames lost at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
-    /// Where.
+    /// Place at which the frames were dropped.
     pub place: Place,
-    /// How many.
+    /// Number of frames by the place's counter, which may exceed the packets that the streams lost.
     pub frames: u64,
 }
 
-/// Finds places for `lost` packets of a guest that migrated to the VM host `to`. `records` are the
-/// records of both agents, if there are agents. The result does not list places without a loss.
+/// Finds places for `lost` packets of a guest that migrated to the VM host with the index `to`.
+/// `records` are the records of both agents, if there are agents. The result does not list places
+/// without a loss.
 #[must_use]
 pub fn places(lost: u64, counted: &Counted, to: usize, records: &[Value]) -> Vec<Missing> {
     if lost == 0 {
@@ -128,7 +129,7 @@ pub fn places(lost: u64, counted: &Counted, to: usize, records: &[Value]) -> Vec
         .collect()
 }
 
-/// Returns the sum of a counter over some interfaces.
+/// Returns the sum of a counter over the interfaces that `is_meant` accepts.
 fn sum(counters: &Counters, counter: &str, is_meant: impl Fn(&str) -> bool) -> u64 {
     let of = |(name, value): (&String, &u64)| {
         let (interface, column) = name.rsplit_once('.')?;
@@ -137,7 +138,8 @@ fn sum(counters: &Counters, counter: &str, is_meant: impl Fn(&str) -> bool) -> u
     counters.iter().filter_map(of).sum()
 }
 
-/// Returns the sum of a number over the rows of a record; the greater one if both agents have it.
+/// Returns the sum of `key` over the rows of a record. If both agents have rows, the greater sum
+/// counts.
 fn most(records: &[Value], rows: &str, key: &str) -> u64 {
     let of = |record: &Value| {
         let rows = record[rows].as_array().into_iter().flatten();

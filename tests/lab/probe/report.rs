@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 use super::metrics::Metrics;
 use super::places::Missing;
 
-/// Last output of the sender.
+/// Summary that the sender prints at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SenderSummary {
     /// Packets per second over all flows.
     pub rate_pps: f64,
     /// UDP payload of each packet in bytes.
     pub payload_bytes: usize,
-    /// When the first packet was due, in nanoseconds of the host's monotonic clock.
+    /// Time at which the first packet was due, in nanoseconds of the host's monotonic clock.
     pub start_ns: u64,
-    /// When the last packet was sent, in the same clock.
+    /// Time at which the last packet was sent, in the same clock.
     pub last_ns: u64,
-    /// Packets that the kernel refused to send. They count as sent, and then as lost.
+    /// Packets that the kernel refused to send. They count as sent and as lost.
     pub failed: u64,
-    /// Per flow.
+    /// Packets sent of each flow.
     pub flows: Vec<FlowSent>,
 }
 
@@ -34,9 +34,9 @@ pub struct Rest {
 /// Packets sent of one flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowSent {
-    /// Number of the flow.
+    /// Number of the flow, as in the stamps.
     pub flow: u16,
-    /// Its multicast address.
+    /// Multicast address of the flow.
     pub multicast_address: Ipv6Addr,
     /// Packets sent; sequence numbers run from 0 to one less.
     pub sent: u64,
@@ -82,15 +82,15 @@ pub struct RunRow {
     /// Places at which packets were lost, as far as a counter shows it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost_at: Vec<Missing>,
-    /// Further copies that reached the application.
+    /// Arrivals at the application beyond the first of each packet.
     pub duplicated: u64,
-    /// Packets that came after one with a higher number.
+    /// Packets that arrived after a packet of the same flow with a higher number.
     pub reordered: u64,
     /// Outage as the paper defines it: lost packets divided by the packet rate.
     pub loss_ms: f64,
     /// Longest time in which the application received nothing new.
     pub freeze_ms: f64,
-    /// How long the VM was paused.
+    /// Duration of the VM's pause, by libvirt's statistics.
     pub vm_pause_ms: f64,
     /// Time during which the guest's clock stood still: the pause without libvirt's overhead.
     #[serde(default)]
@@ -99,14 +99,14 @@ pub struct RunRow {
     /// and the time that the guest needs to resume. An application cannot freeze for less.
     #[serde(default)]
     pub stall_ms: f64,
-    /// From the VM's request to the start of the copy.
+    /// Time from the VM's request to the start of the copy.
     pub signalling_ms: f64,
-    /// From the start of the copy to its end.
+    /// Time from the start of the copy to its end.
     pub copy_ms: f64,
-    /// From the VM's request to the end of the move.
+    /// Time from the VM's request to the end of the migration.
     pub total_ms: f64,
-    /// Reception of the stream at the destination in the end, `native` or `relay`; `None` for plain
-    /// libvirt and a failed migration.
+    /// Reception of the stream at the destination after the migration, `native` or `relay`; `None`
+    /// for plain libvirt and a failed migration.
     pub mode: Option<String>,
     /// True if the VM runs at the destination and receives the stream there.
     pub flows: bool,
@@ -119,8 +119,8 @@ pub struct RunRow {
     /// Continuity-counter errors, if the stream is MPEG-TS.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub continuity_errors: Option<u64>,
-    /// Received minus sent packets of identical packets: at least this number were doubled, or lost
-    /// if the number is negative.
+    /// Received minus sent packets, if the packets are identical. A positive number is the least
+    /// number of doubled packets, a negative number the least number of lost packets.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub surplus: Option<i64>,
     /// Longest gap between answers in the TCP session that a correspondent opened to the guest's
@@ -145,30 +145,30 @@ pub struct RunRow {
     pub streams: Vec<StreamRow>,
 }
 
-/// One of several streams that a guest receives during a move.
+/// One of several streams that a guest receives during a migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StreamRow {
-    /// Its multicast address, the first of several.
+    /// First multicast address of the stream.
     pub multicast_address: Ipv6Addr,
-    /// Whether the guest listens to the sender only (SSM).
+    /// True if the guest listens to the sender only (SSM).
     pub source_specific: bool,
-    /// Its rate in Mbit/s of UDP payload.
+    /// Rate of the stream in Mbit/s of UDP payload.
     pub rate_mbps: f64,
-    /// As in [`RunRow`].
+    /// Packets of the stream sent during the measurement.
     pub sent: u64,
-    /// As in [`RunRow`].
+    /// Packets of the stream that reached the application, each counted once.
     pub received: u64,
-    /// As in [`RunRow`].
+    /// Packets of the stream that never reached the application.
     pub lost: u64,
-    /// As in [`RunRow`].
+    /// Arrivals at the application beyond the first of each packet.
     pub duplicated: u64,
-    /// As in [`RunRow`].
+    /// Packets that arrived after a packet of the same flow with a higher number.
     pub reordered: u64,
-    /// As in [`RunRow`].
+    /// Lost packets divided by the stream's packet rate, milliseconds.
     pub loss_ms: f64,
-    /// As in [`RunRow`].
+    /// Longest time in which the application received nothing new of the stream, milliseconds.
     pub freeze_ms: f64,
-    /// As in [`RunRow`].
+    /// As [`RunRow::surplus`], for this stream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub surplus: Option<i64>,
 }
@@ -192,7 +192,8 @@ impl RunRow {
         }
     }
 
-    /// Returns true if the sessions by permanent addresses, if any, went on and no ping was lost.
+    /// Returns true if all sessions by permanent addresses went on and no ping was lost; also
+    /// without such sessions.
     #[must_use]
     pub fn keeps_sessions(&self) -> bool {
         self.sessions_go_on() && self.ping_lost.unwrap_or_default() == 0
@@ -210,7 +211,7 @@ impl RunRow {
             && self.tcp_resets.unwrap_or_default() == 0
     }
 
-    /// Returns the longest gap of the sessions, if there are any.
+    /// Returns the longest gap of the sessions; `None` without sessions.
     #[must_use]
     pub fn session_gap_ms(&self) -> Option<f64> {
         let gaps = [self.tcp_in_gap_ms, self.tcp_out_gap_ms, self.ping_gap_ms];
@@ -250,9 +251,9 @@ pub struct FlapRow {
     pub sent: u64,
     /// Packets that never reached the application.
     pub lost: u64,
-    /// Further copies that reached the application.
+    /// Arrivals at the application beyond the first of each packet.
     pub duplicated: u64,
-    /// Packets that came after one with a higher number.
+    /// Packets that arrived after a packet of the same flow with a higher number.
     pub reordered: u64,
     /// Lost packets divided by the packet rate.
     pub loss_ms: f64,
@@ -263,7 +264,7 @@ pub struct FlapRow {
 }
 
 impl FlapRow {
-    /// Makes a row of what the probe measured.
+    /// Returns a row with the probe's metrics.
     #[must_use]
     pub fn new(to: &str, rate_mbps: f64, took_ms: f64, metrics: &Metrics) -> Self {
         Self {

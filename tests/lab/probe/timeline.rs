@@ -37,8 +37,9 @@ use std::collections::BTreeMap;
 const LATE_NS: u64 = 3_000_000;
 /// Length of a period. The clocks are compared for each period, to follow a drift.
 const PERIOD_NS: u64 = 1_000_000_000;
-/// Number of periods before and after that count too: on a busy machine all reports of some seconds
-/// are late, and a jump of the difference would change the order of packets.
+/// Number of periods before and after a period whose reports count too. On a busy machine all
+/// reports of some seconds are late, and a jump of the difference would change the order of
+/// packets.
 const AROUND: u64 = 10;
 /// Highest drift of the clocks in a period, nanoseconds.
 const DRIFT_NS: i64 = 100_000;
@@ -46,7 +47,7 @@ const DRIFT_NS: i64 = 100_000;
 /// Times at which a report was stamped and received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Its number, which counts the guest's frames.
+    /// Number of the frame, counted by the guest since its boot.
     pub number: u32,
     /// Time of stamping, in nanoseconds of the guest's monotonic clock.
     pub guest_ns: u64,
@@ -59,13 +60,13 @@ pub struct Report {
 /// Host time and place of the guest at a time of the guest's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// In nanoseconds of the host's monotonic clock.
+    /// Host time, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
-    /// Index of the VM host that it ran on.
+    /// Index of the VM host on which the guest ran.
     pub host: u8,
 }
 
-/// The guest's time between two moves.
+/// The time between two migrations, which the guest spends on one VM host.
 #[derive(Clone, Debug)]
 struct Stretch {
     host: u8,
@@ -119,7 +120,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Compares the clocks. `reports` are in the order of their numbers, without repeated reports.
+    /// Compares the clocks. `reports` must be in the order of their numbers, without repeated
+    /// reports.
     pub fn new(reports: &[Report]) -> Self {
         let mut stretches: Vec<Stretch> = Vec::new();
         for report in reports {
@@ -138,7 +140,8 @@ impl Timeline {
         Self { stretches }
     }
 
-    /// Returns host time and place of the guest at a time of its clock, in nanoseconds.
+    /// Returns host time and VM host of the guest at the time `guest_ns` of the guest's clock.
+    /// Without reports, both clocks count as equal.
     pub fn at(&self, guest_ns: u64) -> Moment {
         let is_over = |stretch: &Stretch| stretch.last_ns + LATE_NS < guest_ns;
         let index = self.stretches.partition_point(is_over);
@@ -155,8 +158,8 @@ impl Timeline {
         }
     }
 
-    /// Returns for each migration when the guest's clock stopped, in nanoseconds of the host's
-    /// clock, as far as the last report shows, and how long it stood still, in nanoseconds.
+    /// Returns the time and the duration of the clock's stop in each migration, in nanoseconds of
+    /// the host's clock. The time is that of the last report before the stop.
     pub fn stops(&self) -> Vec<(u64, u64)> {
         let pairs = self.stretches.iter().zip(self.stretches.iter().skip(1));
         let stop = |(before, after): (&Stretch, &Stretch)| {
@@ -221,8 +224,8 @@ mod tests {
 
     #[test]
     fn channel_that_stands_still_after_a_move_does_not_lengthen_a_freeze() {
-        // The last report of the source is of 1198.8 ms. The guest resumes at 1200 ms and receives
-        // at 1230 ms, but no report arrives for a tenth of a second.
+        // The source's last report has the time 1198.8 ms. The guest resumes at 1200 ms and
+        // receives at 1230 ms, but no report arrives for a tenth of a second.
         let mut all = reports(0..1000, 0, 0, usual);
         let resumed = APART + STOP + 1200 * MS;
         let stalled = |guest_ns| {

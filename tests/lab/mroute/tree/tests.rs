@@ -1,3 +1,5 @@
+//! Tests of [`super`].
+
 use super::*;
 
 const ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0, 1);

@@ -31,7 +31,7 @@ const PHASE_COLORS: [&str; 4] = ["#56b4e9", "#f0e442", "#d55e00", "#009e73"];
 /// A phase of the migration, e.g. signalling, copy, pause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
-    /// Name as it stands in the picture.
+    /// Name in the picture.
     pub name: String,
     /// Begin, in nanoseconds of the host's monotonic clock.
     pub from_ns: u64,
@@ -42,9 +42,9 @@ pub struct Phase {
 /// A named moment, e.g. the resume of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// Name as it stands in the picture.
+    /// Name in the picture.
     pub name: String,
-    /// When, in nanoseconds of the host's monotonic clock.
+    /// Time of the moment, in nanoseconds of the host's monotonic clock.
     pub at_ns: u64,
 }
 
@@ -53,9 +53,9 @@ pub struct Mark {
 pub struct Picture<'a> {
     /// Headline.
     pub title: &'a str,
-    /// What was sent.
+    /// Packets sent, of all flows.
     pub sent: &'a [Sent],
-    /// What arrived.
+    /// Packets that arrived, of all flows, in the order of time.
     pub arrivals: &'a [Arrival],
     /// Flow to draw.
     pub flow: u16,
@@ -63,13 +63,13 @@ pub struct Picture<'a> {
     pub hosts: &'a [&'a str],
     /// Phases, in order.
     pub phases: &'a [Phase],
-    /// Moments.
+    /// Moments, drawn as dashed lines.
     pub marks: &'a [Mark],
-    /// The time to draw; zero on the axis is the start of the first phase.
+    /// Time to draw. The start of the first phase is zero on the axis.
     pub window: Window,
 }
 
-/// Linear map from data to picture.
+/// Linear map from data values to coordinates of the picture.
 struct Scale {
     from: f64,
     to: f64,
@@ -103,7 +103,8 @@ pub fn svg(picture: &Picture<'_>) -> String {
         .first()
         .map_or(from_ns, |phase| phase.from_ns);
     let ms = |ns: u64| (ns as f64 - zero_ns as f64) / 1e6;
-    // Old packets that arrive late have numbers below those sent in the window.
+    // The axis also has to cover old packets that arrive late: their numbers are below the numbers
+    // that are sent in the window.
     let numbers = sent.iter().map(|packet| packet.sequence);
     let numbers = numbers.chain(arrivals.iter().map(|arrival| arrival.sequence));
     let first = f64::from(numbers.clone().min().unwrap_or(0));
@@ -143,7 +144,7 @@ pub fn svg(picture: &Picture<'_>) -> String {
 
     let mut by_color: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     let mut hosts_seen = HashSet::new();
-    // A packet that arrived before the window is no first copy either.
+    // A packet that arrived before the window counts as a copy when it arrives again.
     let before = picture
         .arrivals
         .iter()
@@ -224,7 +225,7 @@ fn draw_phases(out: &mut String, picture: &Picture<'_>, x: &Scale, ms: impl Fn(u
         let (from, to) = (clamp(phase.from_ns), clamp(phase.to_ns));
         let color = PHASE_COLORS[index % PHASE_COLORS.len()];
         let row = PHASE_TOP + PHASE_ROW * (index % PHASE_ROWS) as f64;
-        // A name that would run over the right edge stands before its phase.
+        // A name that would cross the right edge stands left of the phase's end.
         let text = format!(
             "{} {}",
             phase.name,
@@ -249,7 +250,7 @@ fn draw_phases(out: &mut String, picture: &Picture<'_>, x: &Scale, ms: impl Fn(u
     }
     for (index, mark) in picture.marks.iter().enumerate() {
         let at = clamp(mark.at_ns);
-        // Right of the line and low, where a growing sequence leaves room.
+        // The name stands right of the line and low, where the rising curve leaves room.
         let text_y = bottom - 12.0 - PHASE_ROW * (index % PHASE_ROWS) as f64;
         let is_far = at + 7.2 * mark.name.len() as f64 > WIDTH - RIGHT;
         let (anchor, text_x) = if is_far {
@@ -312,7 +313,7 @@ fn ticks(from: f64, to: f64) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// Drops points that would be drawn over another one: the picture stays small.
+/// Drops points that would cover another point, so that the document stays small.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut seen = HashSet::new();
     let is_first = |point: &&(f64, f64)| {
