@@ -1,6 +1,6 @@
 //! Reports of the benches of relay, handover and migration, and the summary of their rounds.
 //!
-//! A round takes every method in turn, so a disturbance of some seconds affects all methods. The
+//! A round measures every method in turn, so a disturbance of some seconds affects all methods. The
 //! summary compares methods within a round and takes the median over the rounds.
 
 pub mod handover;
@@ -78,8 +78,8 @@ pub struct RelayWay {
     pub way: String,
     /// CPU time of the whole path per delivered packet of a stream, nanoseconds.
     pub stream_cpu_ns: Samples,
-    /// CPU time of the whole path per delivered packet of a burst, nanoseconds; a burst wakes
-    /// nobody for each packet.
+    /// CPU time of the whole path per delivered packet of a burst, nanoseconds. In a burst, single
+    /// packets do not wake the receivers.
     pub burst_cpu_ns: Samples,
     /// Packets delivered per second at full speed, all TAPs together.
     pub full_per_second: Samples,
@@ -144,9 +144,10 @@ pub struct ReplicateWay {
     /// CPU time of the relay per copy of a stream's packet, nanoseconds: the time of the whole path
     /// minus the time of a path whose relay makes no copies.
     pub stream_cpu_ns: Samples,
-    /// CPU time of the relay per copy of a burst's packet; a burst wakes nobody for each packet.
+    /// CPU time of the relay per copy of a burst's packet, nanoseconds. In a burst, single packets
+    /// do not wake the receivers.
     pub burst_cpu_ns: Samples,
-    /// CPU time of the whole path per copy of a burst's packet, with sender and sink.
+    /// CPU time of the whole path per copy of a burst's packet, with sender and sink, nanoseconds.
     pub burst_path_cpu_ns: Samples,
     /// Copies that arrive per second at full speed.
     pub full_per_second: Samples,
@@ -163,10 +164,11 @@ pub struct Samples {
     pub rounds: Vec<f64>,
     /// Median of the rounds.
     pub median: f64,
-    /// Relative to native multicast in the same round, median.
+    /// Median of the quotients with native multicast in the same round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_native: Option<f64>,
-    /// Relative to the program with `recvmmsg` and `sendmmsg` in the same round, median.
+    /// Median of the quotients with the program that uses `recvmmsg` and `sendmmsg`, in the same
+    /// round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_userspace: Option<f64>,
 }
@@ -184,15 +186,16 @@ impl Samples {
 /// A line of progress that a bench prints as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Progress {
-    /// Steps done.
+    /// Number of finished steps.
     pub done: usize,
     /// Number of all steps.
     pub of: usize,
-    /// Current step.
+    /// Current step, as text for people.
     pub what: String,
 }
 
-/// Returns the median: the mean of the middle two of an even number of values, 0 if there are none.
+/// Returns the median: the middle value, or the mean of the middle two of an even number of values;
+/// 0 without values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -11,7 +11,7 @@ const NAMES: f64 = 190.0;
 const VALUES: f64 = 130.0;
 const MARGIN: f64 = 24.0;
 const COLUMNS: usize = 3;
-/// Width of a letter of the headline.
+/// Estimated width of a letter of the headline, pixels.
 const LETTER: f64 = 10.0;
 
 /// Colours that people with any colour vision tell apart (Okabe and Ito).
@@ -33,7 +33,7 @@ pub enum Kind {
 pub struct Bar {
     /// Name, at the left of the bar.
     pub name: String,
-    /// Length.
+    /// Length, in a unit that all bars of the panel share.
     pub value: f64,
     /// Text, at the right of the bar.
     pub text: String,
@@ -44,7 +44,7 @@ pub struct Bar {
 /// Bars with a common scale.
 #[derive(Clone, Debug)]
 pub struct Panel {
-    /// Headline.
+    /// Headline of the panel.
     pub title: String,
     /// Bars, from top to bottom.
     pub bars: Vec<Bar>,

@@ -8,9 +8,9 @@ use crate::probe::report::RunRow;
 /// Values over the migrations, milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// The middle one.
+    /// Median over the migrations.
     pub median: f64,
-    /// The largest one.
+    /// Largest value.
     pub most: f64,
 }
 

@@ -28,7 +28,8 @@ pub(crate) fn ensure(
     let directory = path.parent().context("An archive needs a directory")?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(&make()?.finish())?;
-    // The old stamp goes first: an interruption must not leave it beside a new archive.
+    // The old stamp is removed first, so that an interruption cannot leave the old stamp beside a
+    // new archive.
     let _ = fs::remove_file(&stamp);
     file.persist(path)?;
     fs::write(&stamp, fingerprint)?;
@@ -43,7 +44,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Adds a directory; its parent must be there already.
+    /// Adds a directory. Its parent must already be in the archive.
     pub(crate) fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY, (0, 0), &[]);
     }
@@ -75,7 +76,7 @@ impl Archive {
         let name = path.trim_start_matches('/');
         let (links, size, name_size) = (1, contents.len(), name.len() + 1);
         let (inode, (major, minor)) = (self.inode, device);
-        // Owner, group, modification time, and the device the file is on are zero.
+        // Owner, group, modification time, and the device that holds the file are zero.
         self.bytes.extend(
             format!(
                 "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{links:08x}{0:08x}{size:08x}{0:08x}\

@@ -1,8 +1,8 @@
 //! libvirt domain XML of the lab's guests.
 //!
-//! Both VM hosts define the domain by the same XML: no disk, no path that exists on one host only,
-//! a pinned machine type and a CPU model that can migrate. libvirt chooses the TAP names, because
-//! they differ on the two hosts.
+//! Both VM hosts define the domain by the same XML. The domain therefore has no disk, no path that
+//! exists on one host only, a pinned machine type, and a CPU model that can migrate. libvirt
+//! chooses the TAP names, because they differ on the two hosts.
 
 use std::{
     fmt::Write as _,
@@ -14,7 +14,7 @@ use super::{
     wire::PORT_NAME,
 };
 
-/// Machine type; the oldest QEMU the project supports has it, and every newer one.
+/// Machine type, which the oldest supported QEMU and every newer QEMU have.
 pub const MACHINE: &str = "pc-i440fx-7.2";
 
 /// Directory on the VM hosts in which QEMU finds the sockets of the guests' control channels.
@@ -52,9 +52,9 @@ pub struct Bandwidth {
 /// Queues of a NIC's TAP, and the reader of the TAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NicDriver {
-    /// Queues of the TAP. The guest has as many CPUs, since Linux uses a queue for each.
+    /// Queues of the TAP. The guest has as many CPUs, because Linux uses one queue for each CPU.
     pub queues: u8,
-    /// True: QEMU reads the TAP itself, even if vhost-net is available.
+    /// True if QEMU itself reads the TAP, even if vhost-net is available.
     pub without_vhost: bool,
 }
 
@@ -221,7 +221,7 @@ pub fn xml(config: &DomainConfig) -> String {
     )
 }
 
-/// Returns a MAC address in its usual form.
+/// Returns a MAC address as six hexadecimal bytes with colons.
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -18,15 +18,16 @@ use super::{
 };
 use crate::{kernel, machine};
 
-/// Modules to load at boot, where the kernel has them as modules.
+/// Modules to load at boot, unless the kernel has them built in.
 ///
 /// `dummy` carries the home address of `migkick node`.
 const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_net", "dummy"];
 
-/// Modules that tests load by themselves.
+/// Modules that are in the initramfs, and that only some tests load.
 const EXTRA_MODULES: &[&str] = &["cls_bpf", "sch_ingress", "sch_netem", "sch_plug"];
 
-/// Kernel command line of the guests. An emulated CPU leaks nothing, so it needs no mitigations.
+/// Kernel command line of the guests. An emulated CPU leaks nothing, so the guest needs no
+/// mitigations.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off \
                                 tsc=reliable no_timer_check preempt=full";
 
@@ -39,9 +40,9 @@ const INITRD: &str = "initrd";
 /// Files from which a guest boots.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The kernel.
+    /// Path of the kernel.
     pub kernel: PathBuf,
-    /// The initramfs.
+    /// Path of the initramfs.
     pub initrd: PathBuf,
 }
 
@@ -54,8 +55,8 @@ pub fn default_directory() -> PathBuf {
 ///
 /// # Errors
 ///
-/// Naming the step: cargo cannot build the guest's programs, busybox is not installed or not
-/// static, no kernel package can be had.
+/// When cargo cannot build the guest's programs, when busybox is not installed or not static, or
+/// when no kernel package is available. The text names the step.
 pub fn ensure(directory: &Path) -> Result<Image> {
     if machine::inside() {
         return prebuilt(directory);
@@ -93,7 +94,7 @@ pub fn ensure(directory: &Path) -> Result<Image> {
     })
 }
 
-/// Returns the image that was built outside; the host machine cannot build.
+/// Returns the image that was built outside, because the host machine cannot build one.
 fn prebuilt(directory: &Path) -> Result<Image> {
     let kernel = kernel::newest_cloud(directory)?.image;
     let initrd = directory.join(INITRD);
@@ -151,8 +152,8 @@ fn archive(inputs: &[(&str, Vec<u8>)], kernel: &kernel::Kernel, busybox: &Path) 
 
 /// Builds `guest` and `migkick` as static programs, because the initramfs has no libraries.
 ///
-/// The programs have a target directory of their own: their flags would make cargo rebuild the main
-/// one each time.
+/// The programs have a target directory of their own, because their flags would make cargo rebuild
+/// the main target directory each time.
 fn build_programs(directory: &Path) -> Result<PathBuf> {
     let target = "x86_64-unknown-linux-gnu";
     let target_directory = directory.join("build");

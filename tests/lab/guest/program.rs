@@ -10,7 +10,7 @@ use crate::wait;
 /// Deadline for the guest to confirm a start or a signal.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A line a program wrote.
+/// A line that a program wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Time at which the host received the end of the line, in nanoseconds of the host's monotonic
@@ -22,13 +22,14 @@ pub struct Line {
     pub text: String,
 }
 
-/// What a program has written, and its exit code once it has ended.
+/// Output of a program so far, and its exit code after its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     /// Lines of both streams, in the order in which the host received them.
     pub lines: Vec<Line>,
     /// Exit code, 128 + signal for a killed program, or `None` while it runs.
     pub code: Option<i32>,
+    /// Bytes after the last line end, first of stdout, then of stderr.
     partial: [Vec<u8>; 2],
 }
 
@@ -47,7 +48,8 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// Another exit code, with what the program wrote to stderr.
+    /// When the program is still running, or ended with another exit code. The text holds the exit
+    /// code and the program's stderr.
     pub fn into_success(self) -> Result<Self> {
         let Some(code) = self.code else {
             bail!("The program in the guest is still running");
@@ -83,7 +85,7 @@ impl Output {
         }
     }
 
-    /// Records the exit code. A last line without a line end becomes a line.
+    /// Records the exit code. A last line becomes a line even without a line end.
     pub(super) fn finish(&mut self, code: i32, host_ns: u64) {
         for is_stderr in [false, true] {
             if !self.partial[usize::from(is_stderr)].is_empty() {
@@ -106,7 +108,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// The guest cannot start it, or does not answer.
+    /// When the guest cannot start the program, or does not answer.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Running> {
         let id = self.inner().new_id();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -122,22 +124,24 @@ impl Control {
         })
     }
 
-    /// Runs a program in the guest to its end; a bad exit code is no error.
+    /// Runs a program in the guest to its end. An exit code other than 0 is no error.
     ///
     /// # Errors
     ///
-    /// The guest cannot start it, or it does not end within `deadline`; it is terminated then.
+    /// When the guest cannot start the program, or the program does not end within `deadline` and
+    /// is then terminated.
     pub fn run(&self, program: &str, args: &[&str], deadline: Duration) -> Result<Output> {
         self.spawn(program, args)?.wait(deadline)
     }
 }
 
 impl Running {
-    /// Returns the next line, or `None` when the program has ended and all lines were returned.
+    /// Waits for the next line. Returns `None` when the program has ended and all lines were
+    /// returned.
     ///
     /// # Errors
     ///
-    /// Neither comes within `deadline`.
+    /// When the program writes no line and does not end within `deadline`.
     pub fn next_line(&mut self, deadline: Duration) -> Result<Option<Line>> {
         let (id, taken) = (self.id, self.lines_taken);
         let found = self
@@ -157,7 +161,7 @@ impl Running {
         Ok(line)
     }
 
-    /// Returns what the program has written so far.
+    /// Returns the output of the program so far.
     pub fn output(&self) -> Output {
         self.control
             .inner()
@@ -172,7 +176,7 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// It does not end within `deadline`; it is terminated then.
+    /// When the program does not end within `deadline` and is then terminated.
     pub fn wait(self, deadline: Duration) -> Result<Output> {
         let id = self.id;
         let found = self
@@ -199,7 +203,7 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// The guest does not answer.
+    /// When the guest does not answer.
     pub fn terminate(&self) -> Result<()> {
         self.control
             .request(Command::Terminate { run: self.id })

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::wait;
 
-/// What to start.
+/// Parameters of a guest.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
     /// Kernel and initramfs.
@@ -27,7 +27,7 @@ pub struct QemuConfig {
     pub accelerator: Accelerator,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// TAPs, which exist already, and the MAC address of the NIC at each.
+    /// Existing TAPs, each with the MAC address of its NIC.
     pub taps: Vec<(String, [u8; 6])>,
     /// Socket of the control channel.
     pub control: PathBuf,
@@ -35,22 +35,23 @@ pub struct QemuConfig {
     pub directory: PathBuf,
     /// Name, for files in `directory`.
     pub name: String,
-    /// Migration URI to wait on instead of booting, e.g. `unix:/tmp/x`.
+    /// Migration URI on which QEMU waits for a guest, e.g. `unix:/tmp/x`. With `None` QEMU boots a
+    /// guest.
     pub incoming: Option<String>,
 }
 
-/// A running QEMU; it ends when this is dropped.
+/// A running QEMU. The drop of this value kills QEMU.
 pub struct Qemu {
     child: Child,
     monitor: PathBuf,
 }
 
 impl Qemu {
-    /// Starts QEMU; `launcher` is the command it is appended to, e.g. `ip netns exec NAME`.
+    /// Starts QEMU. Its command line is appended to `launcher`, e.g. `ip netns exec NAME`.
     ///
     /// # Errors
     ///
-    /// QEMU cannot be started or does not open its monitor.
+    /// When QEMU cannot be started or does not open its monitor.
     pub fn start(launcher: &[&str], config: &QemuConfig) -> Result<Self> {
         let monitor = config.directory.join(format!("{}.qmp", config.name));
         let _ = std::fs::remove_file(&monitor);
@@ -83,7 +84,7 @@ impl Qemu {
     ///
     /// # Errors
     ///
-    /// The monitor is gone, or the answer is an error.
+    /// When the monitor is gone, or the answer is an error.
     pub fn qmp(&self, execute: &str, arguments: serde_json::Value) -> Result<serde_json::Value> {
         let stream = UnixStream::connect(&self.monitor).context("QEMU's monitor is gone")?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
@@ -111,11 +112,11 @@ impl Qemu {
         Ok(answer)
     }
 
-    /// Migrates to a QEMU waiting on `uri`, with everything copied before the pause.
+    /// Migrates the guest to the QEMU that waits on `uri`, by precopy. Returns after the migration.
     ///
     /// # Errors
     ///
-    /// The migration fails or takes longer than `deadline`.
+    /// When the migration fails or takes longer than `deadline`.
     pub fn migrate(&self, uri: &str, deadline: Duration) -> Result<()> {
         self.qmp("migrate", serde_json::json!({ "uri": uri }))?;
         let deadline = wait::end_after(deadline);

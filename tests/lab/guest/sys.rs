@@ -8,11 +8,12 @@ use std::{fs::File, io, os::fd::AsRawFd};
 
 use libc::c_int;
 
-/// Gives the calling thread real-time priority (`SCHED_FIFO`): it runs whenever it can.
+/// Gives the calling thread real-time priority (`SCHED_FIFO`), so that the thread runs before every
+/// thread without real-time priority.
 ///
 /// # Errors
 ///
-/// The kernel's: `EPERM` without the right to do so.
+/// The kernel's error: `EPERM` if the thread lacks the privilege.
 pub fn run_first() -> io::Result<()> {
     run_at(1)
 }
@@ -37,11 +38,12 @@ fn run_at(sched_priority: c_int) -> io::Result<()> {
     }
 }
 
-/// Loads a kernel module from an open, uncompressed file. A module that is loaded already is fine.
+/// Loads a kernel module from an open, uncompressed file. A module that is already loaded is no
+/// error.
 ///
 /// # Errors
 ///
-/// The kernel's: `ENOENT` for an unknown symbol, `ENOEXEC` for a module of another kernel.
+/// The kernel's error: `ENOENT` for an unknown symbol, `ENOEXEC` for a module of another kernel.
 pub fn load_module(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open for the whole call and the empty string is NUL-terminated.
     let result =

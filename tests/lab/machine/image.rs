@@ -10,7 +10,7 @@ use crate::guest::image::{busybox, default_directory};
 use crate::guest::wire::frame::crc32;
 use crate::kernel::{self, Kernel};
 
-/// The initramfs's first process.
+/// Script of the initramfs's first process.
 const INIT: &str = include_str!("init.sh");
 
 /// Modules that `init.sh` needs before it has the outer file system.
@@ -23,7 +23,7 @@ const MODULES: &[&str] = &[
     "overlay",
 ];
 
-/// What a machine boots from.
+/// Files from which a machine boots.
 #[derive(Debug)]
 pub(super) struct Image {
     pub(super) kernel: Kernel,
@@ -35,7 +35,7 @@ pub(super) fn ensure(choice: &str) -> Result<Image> {
     let directory = default_directory().join("machine");
     fs::create_dir_all(&directory)
         .with_context(|| format!("Cannot create {}", directory.display()))?;
-    // Two machines may be started at once.
+    // Two processes may start machines at the same time.
     let lock = File::create(directory.join("lock"))?;
     lock.lock()?;
 
@@ -75,9 +75,9 @@ fn archive(kernel: &Kernel, busybox: &[u8]) -> Result<Archive> {
     Ok(archive)
 }
 
-/// Path of the program that `init.sh` goes on with.
+/// Returns the path of the program to which `init.sh` hands over.
 ///
-/// It goes through the kernel's command line, which has no way to write a blank.
+/// The kernel's command line carries the path, and cannot carry a blank.
 pub(super) fn next_program() -> Result<PathBuf> {
     let path = crate::binaries::path("machine-init")?;
     anyhow::ensure!(

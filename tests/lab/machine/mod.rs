@@ -33,7 +33,7 @@ use std::time::Duration;
 /// built.
 pub const VARIABLE: &str = "ROAMCAST_MACHINE";
 
-/// Upper bound of the machine's slowdown relative to the outside.
+/// Factor by which time limits grow inside the machine.
 pub(crate) const SLOWNESS: u32 = 10;
 
 /// Environment variable that names the writable directory to the command.
@@ -45,7 +45,7 @@ const OUTPUT: &str = "/machine-output";
 /// Tag of the writable directory's 9p share.
 pub const OUTPUT_TAG: &str = "output";
 
-/// Tag of the outer file system's 9p share; `init.sh` has it too.
+/// Tag of the outer file system's 9p share; `init.sh` mounts the share by the same tag.
 const OUTER_TAG: &str = "outer";
 
 /// Modules that a host has or that its administrator's tools load: KVM, modules for libvirt's NICs
@@ -71,7 +71,8 @@ const MODULES: &[&str] = &[
 ];
 
 /// Environment variables that the machine inherits, in addition to those with one of
-/// [`PASSED_PREFIXES`]. The others name sockets and directories that do not exist in the machine.
+/// [`PASSED_PREFIXES`]. Other variables name sockets and directories that do not exist in the
+/// machine.
 const PASSED: &[&str] = &[
     "CI", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "USER",
 ];
@@ -101,7 +102,7 @@ pub fn environment() -> Vec<(String, String)> {
 /// A machine to boot.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Package of the kernel, its version, or the beginning of the version, as `6.1`.
+    /// Package of the kernel, its version, or the beginning of the version, such as `6.1`.
     pub kernel: String,
     /// Processors. With more than one, KVM in the machine is not reliable.
     pub cpus: u32,
@@ -122,6 +123,7 @@ pub struct Command {
     pub directory: PathBuf,
     /// The environment, from [`environment`]; the machine adds its own variables.
     pub environment: Vec<(String, String)>,
-    /// Rows and columns if the command gets a terminal, which carries both output and errors.
+    /// Rows and columns of the command's terminal, which carries both output and errors; `None` for
+    /// no terminal.
     pub terminal: Option<(u16, u16)>,
 }

@@ -33,8 +33,8 @@ impl Qemu {
     /// Starts QEMU.
     pub(super) fn start(machine: &Machine, image: &Image, next: &Path) -> Result<(Self, Channels)> {
         let (port, other_end) = UnixStream::pair().context("Cannot make a pair of sockets")?;
-        // Standard input and output carry port and console, so no file is left on this machine,
-        // whatever ends this process.
+        // Standard input carries the port and standard output the console. No file remains on this
+        // machine, whatever ends this process.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(arguments(machine, image, next))
@@ -110,12 +110,12 @@ fn arguments(machine: &Machine, image: &Image, next: &Path) -> Vec<OsString> {
     words
 }
 
-/// Escapes a path for an option of QEMU, in which a comma begins the next key.
+/// Escapes a path for an option of QEMU, in which a single comma begins the next key.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// Last lines of the console or of QEMU itself.
+/// Last output of the console and of QEMU itself.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     bytes: Vec<u8>,
@@ -167,7 +167,7 @@ impl Tail {
     }
 }
 
-/// Reads to the end and passes the bytes on.
+/// Reads `from` to its end and passes the bytes to `take`.
 pub(super) fn read_all(mut from: impl Read, mut take: impl FnMut(&[u8])) {
     let mut chunk = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut chunk) {

@@ -34,9 +34,9 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// The kernel is unavailable, QEMU does not start, the time is over, or the machine ended
-    /// without an exit code, as by a kernel panic. The last two errors contain the console's last
-    /// lines.
+    /// When the kernel is unavailable, QEMU does not start, the timeout expires, or the machine
+    /// ends without an exit code, as after a kernel panic. The last two errors contain the
+    /// console's last lines.
     pub fn run(
         &self,
         command: &Command,
@@ -139,7 +139,7 @@ fn follow(channels: Channels) -> Receiver<Event> {
     receiver
 }
 
-/// Passes the bytes of a pipe on as output of the console.
+/// Passes the bytes of a pipe to the event loop as output of the console.
 fn tell(pipe: impl std::io::Read, events: &Sender<Event>) {
     qemu::read_all(pipe, |bytes| {
         let _ = events.send(Event::Console(bytes.to_vec()));
@@ -147,8 +147,8 @@ fn tell(pipe: impl std::io::Read, events: &Sender<Event>) {
     let _ = events.send(Event::Ended);
 }
 
-/// Handles messages that were still in transit when QEMU ended. Returns the exit code if it is one
-/// of them.
+/// Handles messages that were still in transit when QEMU ended. Returns the exit code if one of the
+/// messages carries it.
 fn last_words(
     events: &Receiver<Event>,
     console: &mut Tail,
@@ -182,11 +182,11 @@ fn type_in(input: &Receiver<Vec<u8>>, port: &mut UnixStream) {
     }
 }
 
-/// Checks the writable directory and makes it if there is none.
+/// Creates the writable directory if it does not exist. Returns its canonical path.
 ///
 /// # Errors
 ///
-/// It cannot be made, or is no directory.
+/// When the directory cannot be created, or its path is not UTF-8.
 pub fn prepare_output(directory: &std::path::Path) -> Result<PathBuf> {
     std::fs::create_dir_all(directory)
         .with_context(|| format!("Cannot create the directory {}", directory.display()))?;

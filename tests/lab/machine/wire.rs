@@ -20,13 +20,13 @@ pub struct Job {
     pub directory: PathBuf,
     /// The whole environment.
     pub environment: Vec<(String, String)>,
-    /// Modules of the kernel, for `/lib/modules/RELEASE`.
+    /// Directory of the kernel's modules, for `/lib/modules/RELEASE`.
     pub modules: PathBuf,
     /// Modules to load before the command starts, if the kernel has them.
     pub load: Vec<String>,
     /// Mount point of the writable directory, if there is one.
     pub output: Option<PathBuf>,
-    /// Rows and columns, if the command gets a terminal.
+    /// Rows and columns of the command's terminal; `None` for no terminal.
     pub terminal: Option<(u16, u16)>,
 }
 
@@ -46,11 +46,11 @@ pub enum FromMachine {
     Started,
     /// A message of the machine itself, such as a missing module.
     Notice(String),
-    /// From the command's standard output, or its terminal.
+    /// Bytes from the command's standard output, or from its terminal.
     Output(Vec<u8>),
-    /// From the command's standard error.
+    /// Bytes from the command's standard error.
     Errors(Vec<u8>),
-    /// The command has ended with this code, as in a shell. The last message.
+    /// The command has ended with this code, as in a shell. No message follows.
     Exit(u8),
 }
 
@@ -67,7 +67,7 @@ impl ToMachine {
     ///
     /// # Errors
     ///
-    /// The message is too long for a frame.
+    /// When the message is too long for a frame.
     pub fn encode(&self) -> Result<Vec<u8>> {
         match self {
             Self::Job(job) => encode(JOB, &serde_json::to_vec(job)?),
@@ -79,7 +79,7 @@ impl ToMachine {
     ///
     /// # Errors
     ///
-    /// The frame has another kind, or no valid job.
+    /// When the frame has another kind, or its job is malformed.
     pub fn decode(frame: &Frame) -> Result<Self> {
         match frame.kind {
             JOB => {
@@ -97,7 +97,7 @@ impl FromMachine {
     ///
     /// # Errors
     ///
-    /// The message is too long for a frame.
+    /// When the message is too long for a frame.
     pub fn encode(&self) -> Result<Vec<u8>> {
         match self {
             Self::Started => encode(STARTED, &[]),
@@ -112,7 +112,7 @@ impl FromMachine {
     ///
     /// # Errors
     ///
-    /// The frame has another kind, or an end without a code.
+    /// When the frame has another kind, or is an end without a code.
     pub fn decode(frame: &Frame) -> Result<Self> {
         let payload = || frame.payload.clone();
         Ok(match frame.kind {

@@ -1,6 +1,6 @@
 //! Keeps libvirt's cache of QEMU's capabilities from one lab to the next.
 //!
-//! A libvirtd without this cache starts every QEMU binary once to learn its capabilities, which
+//! A libvirtd without this cache starts every QEMU binary once to learn its capabilities. This
 //! takes about 2.5 s, in the middle of the first migration. libvirt itself checks that a cached
 //! file belongs to the installed QEMU, libvirt and kernel.
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::Vms;
 
-/// Directory of the kept files.
+/// Directory of the kept files, common to all labs.
 const KEPT: &str = "/var/cache/roamcast/qemu-capabilities";
 
 /// Copies the kept files to a VMS before its start.

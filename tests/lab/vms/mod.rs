@@ -48,7 +48,7 @@ impl Vms {
         Self { host }
     }
 
-    /// URI by which other hosts reach this one's libvirtd.
+    /// Returns the URI by which other hosts reach this host's libvirtd.
     #[must_use]
     pub fn uri(&self) -> String {
         format!("qemu+tcp://[{}]/system", self.address())
@@ -93,7 +93,7 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// When it does not run.
+    /// When libvirtd does not run.
     pub fn reload_libvirtd(&self) -> Result<()> {
         let pid = self
             .libvirtd()
@@ -105,7 +105,7 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// When it does not run or does not end.
+    /// When libvirtd does not run or does not end.
     pub fn kill_libvirtd(&self) -> Result<()> {
         let pid = self
             .libvirtd()
@@ -120,7 +120,7 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// When it does not end.
+    /// When libvirtd does not end.
     pub fn stop_libvirtd(&self) -> Result<()> {
         fs::write(self.hold_path(), "").context("Failed to hold libvirtd")?;
         if let Some(pid) = self.libvirtd() {
@@ -135,7 +135,7 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// When it does not answer in time.
+    /// When libvirtd does not answer in time.
     pub fn start_libvirtd(&self) -> Result<()> {
         let _ = fs::remove_file(self.hold_path());
         self.wait_libvirtd()
@@ -145,7 +145,7 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// When it does not answer in time; the text names its log.
+    /// When libvirtd does not answer in time; the text names libvirtd's log.
     pub fn wait_libvirtd(&self) -> Result<()> {
         let socket = self.run_directory().join("libvirt/libvirt-sock");
         let remote = SocketAddrV6::new(self.address(), LIBVIRT_PORT, 0, 0);

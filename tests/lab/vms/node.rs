@@ -1,4 +1,4 @@
-//! The process that is a host: creates its namespaces and, on a VMS, supervises libvirtd.
+//! The init process of a host: creates the host's namespaces and, on a VMS, supervises libvirtd.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns;
 
-/// Label of the log that takes what this process and libvirtd print.
+/// Label of the log with the output of this process and of libvirtd.
 pub(crate) const LOG_LABEL: &str = "libvirtd";
 /// File with libvirtd's process id. This path and the next ones are relative to the VMS's directory
 /// outside, and to the root on the VMS itself.
@@ -30,6 +30,7 @@ pub(crate) const READY_FILE: &str = "run/lab-node/ready";
 /// Pause before the restart of a dead libvirtd: long enough for a client to notice, and well within
 /// the second after which systemd would restart it.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
+/// Interval of the checks for ended children and for [`HOLD_FILE`].
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Settings of a host.
@@ -46,7 +47,7 @@ pub struct Settings {
     /// Text of `/etc/hosts`. Without the names of both hosts each libvirt connection waits for
     /// a resolver that does not exist, about 11 s.
     pub hosts: String,
-    /// Whether libvirtd runs.
+    /// True if the host starts libvirtd at once. Otherwise [`HOLD_FILE`] exists from the start.
     pub libvirtd: bool,
 }
 
@@ -54,7 +55,7 @@ pub struct Settings {
 ///
 /// # Errors
 ///
-/// When a namespace, a mount or libvirtd's configuration can't be made.
+/// When the process cannot make a namespace, a mount or libvirtd's configuration.
 pub fn run(settings: &Settings) -> Result<()> {
     let namespace = fs::File::open(&settings.namespace)
         .with_context(|| format!("Failed to open {}", settings.namespace.display()))?;
@@ -69,7 +70,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     if !settings.libvirtd {
         fs::write(inside(HOLD_FILE), "").context("Failed to hold libvirtd")?;
     }
-    // Renamed into place, so that a reader never finds it empty.
+    // A rename puts the file into place, so that a reader never finds an empty file.
     let new = inside("run/lab-node/ready.new");
     fs::write(&new, std::process::id().to_string())
         .and_then(|()| fs::rename(&new, inside(READY_FILE)))
@@ -77,12 +78,12 @@ pub fn run(settings: &Settings) -> Result<()> {
     supervise()
 }
 
-/// Returns the path of one of the files above on the VMS itself.
+/// Returns the path on the VMS itself of a file that is relative to the VMS's directory.
 fn inside(file: &str) -> PathBuf {
     Path::new("/").join(file)
 }
 
-/// The host's private directories: name below the VMS's directory and where it is mounted.
+/// The host's private directories: the name below the VMS's directory, and the mount point.
 const PRIVATE: [(&str, &str); 5] = [
     ("etc", "/etc/libvirt"),
     ("lib", "/var/lib/libvirt"),
@@ -118,7 +119,7 @@ fn mount_private(directory: &Path) -> Result<()> {
     )
     .context("Failed to mount /sys/fs/bpf")?;
     bind(&directory.join("hosts"), Path::new("/etc/hosts"))?;
-    // `/run` comes last: it may hide the directory with the others.
+    // `/run` comes last, because its mount may hide `directory`, which holds the others.
     for (name, target) in PRIVATE {
         bind(&directory.join(name), Path::new(target))?;
     }
@@ -188,10 +189,10 @@ stdio_handler = "file"
 migrate_tls_x509_cert_dir = "/etc/libvirt/pki"
 "#;
 
-/// Outside path of that directory, relative to the host's directory.
+/// Outside path of `migrate_tls_x509_cert_dir`, relative to the host's directory.
 pub(super) const QEMU_PKI: &str = "etc/pki";
 
-/// Keeps libvirtd running and reaps orphans, for ever.
+/// Keeps libvirtd running and reaps orphans. Returns only on error.
 fn supervise() -> Result<()> {
     let mut libvirtd: Option<Child> = None;
     loop {

@@ -117,9 +117,9 @@ impl Case {
         })
     }
 
-    /// Returns true if a migration was exact. Of distinguishable packets none was lost, doubled or
-    /// reordered; of identical packets none was lost, and at most 5 ms worth were doubled. Sessions
-    /// went on, and in the case `Unicast` they were measured.
+    /// Returns true if a migration was exact: no packet was lost, doubled or reordered, and all
+    /// sessions went on. Two cases differ. Of identical packets, at most 5 ms of the stream may be
+    /// doubled. The case `Unicast` also requires that the sessions were measured.
     #[must_use]
     pub fn is_exact(self, row: &RunRow) -> bool {
         let may_be_doubled = match row.surplus {
@@ -132,7 +132,7 @@ impl Case {
     }
 }
 
-/// A stream of identical packets.
+/// Returns the configuration of a stream of identical packets.
 const fn identical(rate_mbps: f64) -> StreamConfig {
     StreamConfig {
         kind: StreamKind::Identical,

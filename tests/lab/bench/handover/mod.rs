@@ -1,9 +1,9 @@
 //! `bench handover`: consecutive migrations that must not lose, double or reorder any packet, in
 //! all cases that a handover must handle.
 //!
-//! Each case has a lab of its own, and guests that migrate to and fro without a rest: a migration
-//! starts with everything that the previous one left behind. The report explains each migration
-//! that is not exact ([`Inexact`]).
+//! Each case has a lab of its own, and guests that migrate back and forth without a rest, so a
+//! migration starts with everything that the previous migration left behind. The report explains
+//! each migration that is not exact ([`Inexact`]).
 
 mod case;
 
@@ -56,7 +56,7 @@ pub struct HandoverCase {
     pub case: Case,
     /// One row per migration; each of two guests has a row of its own.
     pub runs: Vec<RunRow>,
-    /// How the destination's agent placed the cuts, with the number of flows.
+    /// Methods by which the destinations' agents placed the cuts, each with its number of flows.
     pub placed: Vec<(String, usize)>,
     /// Peak memory of the agents, MiB.
     pub agent_mib: f64,
@@ -75,9 +75,9 @@ pub struct HandoverCase {
 /// Explanation of a migration that was not exact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Inexact {
-    /// Index among the rows.
+    /// Index of the row in [`HandoverCase::runs`].
     pub row: usize,
-    /// Packets that were lost, doubled or reordered.
+    /// Packets that were lost, doubled or reordered; at most a thousand.
     pub packets: Vec<Faulty>,
     /// Packets that the application received around the migration.
     pub around: Vec<Passed>,
@@ -116,7 +116,8 @@ impl HandoverCase {
     }
 }
 
-/// Explains the migrations of one guest that were not exact. `first` is the index of its first row.
+/// Explains the migrations of one guest that were not exact. `first` is the index of the guest's
+/// first row in the case.
 fn explain(case: Case, first: usize, moves: &Moves) -> Vec<Inexact> {
     let watched = moves.windows.iter().zip(&moves.counted).zip(&moves.records);
     let rows = moves.rows.iter().enumerate().zip(watched);
@@ -196,7 +197,8 @@ fn to_and_fro(
     Ok(HandoverCase::new(case, moves.rows, words).explained(inexact))
 }
 
-/// Migrates until a migration is not exact, and counts after each one.
+/// Migrates at most `moves` times, judges each migration at once, and stops after the first
+/// migration that is not exact.
 fn soak(
     testbed: &mut Testbed,
     rate_mbps: f64,
@@ -271,8 +273,8 @@ fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
     Ok(peak)
 }
 
-/// Returns how cuts were placed, in the words of the destinations' records, with the number of
-/// flows.
+/// Returns the methods by which cuts were placed, in the words of the destinations' records, each
+/// with its number of flows.
 fn placed(records: &[[Value; 2]]) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     let flows = records.iter().map(|[_, record]| &record["handover"]);

@@ -7,16 +7,16 @@ use crate::probe::report::RunRow;
 /// Rate of the streams of Fig. 8, Mbit/s.
 const FIG_8_MBPS: f64 = 20.0;
 
-/// A figure: its number in the paper, and an SVG document.
+/// A figure of the paper, drawn from this project's measurements.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    /// Number in the paper.
+    /// Number of the figure in the paper.
     pub number: u32,
-    /// The picture.
+    /// SVG document.
     pub svg: String,
 }
 
-/// Draws the figures that there are measurements for.
+/// Draws the figures for which the report has measurements.
 #[must_use]
 pub fn draw(report: &MigrationReport) -> Vec<Figure> {
     let drawn = [
@@ -56,7 +56,7 @@ enum Unit {
 }
 
 impl Unit {
-    /// Milliseconds in this unit, as a number and as a text.
+    /// Converts milliseconds to this unit. Returns the number and its text.
     fn of(self, ms: f64) -> (f64, String) {
         match self {
             Self::Seconds => (ms / 1e3, format!("{:.2}", ms / 1e3)),
@@ -65,7 +65,7 @@ impl Unit {
     }
 }
 
-/// A bar as long as the mean, with least and most.
+/// Returns a bar as long as the mean. Its text adds minimum and maximum.
 fn bar(name: String, span: Span, unit: Unit, kind: Kind) -> Bar {
     let (value, mean) = unit.of(span.mean);
     let ((_, min), (_, max)) = (unit.of(span.min), unit.of(span.max));
@@ -86,7 +86,7 @@ fn way_bar(way: &MigrationWay, unit: Unit, of: impl Fn(&RunRow) -> f64) -> Bar {
     bar(way.way.name().to_owned(), way.span(of), unit, kind)
 }
 
-/// A bar of the paper's, in seconds.
+/// Returns a bar for a result of the paper, in seconds.
 fn paper_bar(name: &str, mean: f64, span: Option<Span>) -> Bar {
     let range = span.map_or_else(String::new, |span| {
         format!(" ({:.2} to {:.2})", span.min, span.max)
@@ -110,7 +110,7 @@ fn ways(setting: &MigrationSetting) -> impl Iterator<Item = &MigrationWay> {
     Way::ALL.into_iter().filter_map(|way| setting.way(way))
 }
 
-/// Fig. 8, by memory.
+/// Returns the panels of Fig. 8, one for each size of memory.
 fn freezes(report: &MigrationReport) -> Vec<Panel> {
     let settings = report.settings.iter().filter(|setting| {
         (setting.rate_mbps - FIG_8_MBPS).abs() < f64::EPSILON && ways(setting).next().is_some()
@@ -132,7 +132,7 @@ fn freezes(report: &MigrationReport) -> Vec<Panel> {
         .collect()
 }
 
-/// Sizes of memory in the report, in its order.
+/// Returns the sizes of memory, in the report's order.
 fn sizes(report: &MigrationReport) -> Vec<u32> {
     let mut sizes: Vec<u32> = Vec::new();
     for setting in &report.settings {
@@ -143,7 +143,7 @@ fn sizes(report: &MigrationReport) -> Vec<u32> {
     sizes
 }
 
-/// One panel for each size of memory, with what `bars` makes of each of its settings.
+/// Returns one panel for each size of memory. `bars` returns the bars of each setting of that size.
 fn by_size(report: &MigrationReport, bars: impl Fn(&MigrationSetting) -> Vec<Bar>) -> Vec<Panel> {
     let panel = |size: u32| {
         let of_size = |setting: &&MigrationSetting| setting.memory_mib == size;
@@ -157,7 +157,7 @@ fn by_size(report: &MigrationReport, bars: impl Fn(&MigrationSetting) -> Vec<Bar
     panels.filter(|panel| !panel.bars.is_empty()).collect()
 }
 
-/// Fig. 9, by memory and rate.
+/// Returns the panels of Fig. 9: one for each size of memory, with bars for the rates.
 fn by_rate(report: &MigrationReport) -> Vec<Panel> {
     by_size(report, |setting| {
         let Some(glm) = setting.way(Way::Glm) else {
@@ -179,7 +179,8 @@ fn by_rate(report: &MigrationReport) -> Vec<Panel> {
     })
 }
 
-/// Figs. 10 and 11, by memory and rate.
+/// Returns the panels of Figs. 10 and 11: one for each size of memory, with bars for rates and
+/// methods.
 fn times(
     report: &MigrationReport,
     unit: Unit,
@@ -233,7 +234,7 @@ mod tests {
         ] {
             assert_eq!(eighth.svg.matches(text).count(), times, "{text}");
         }
-        // Three measured and two of the paper: it has none at 100 Mbit/s.
+        // Three bars are measured and two are the paper's, which has no result at 100 Mbit/s.
         assert_eq!(ninth.svg.matches("<rect").count(), 1 + 5);
         assert_eq!(tenth.svg.matches("<rect").count(), 1 + 3);
         assert_eq!(eleventh.svg.matches("<rect").count(), 1 + 6);

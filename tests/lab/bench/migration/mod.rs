@@ -1,5 +1,5 @@
 //! `bench migration`: the measurements of the paper's section 5 in this lab. A guest under a stream
-//! migrates by three methods, with several sizes of memory and rates of the stream.
+//! migrates by three methods, under several sizes of memory and rates of the stream.
 //!
 //! | method | migrates |
 //! |---|---|
@@ -12,9 +12,9 @@
 //!
 //! All methods use the same flags and limits. A run takes every method in turn, so a disturbance of
 //! the machine affects all methods. Each method has a lab and a guest of its own. The guest boots
-//! once for each size of memory and migrates to and fro. Between two runs the guest leaves its
-//! multicast address and the switches forget it, so each migration finds the network in the same
-//! state.
+//! once for each size of memory and migrates back and forth. Between two runs the guest leaves its
+//! multicast address and the switches forget the address, so each migration finds the network in
+//! the same state.
 //!
 //! [`run()`] measures, [`figures`] draws, [`paper`] holds the authors' results.
 
@@ -151,7 +151,7 @@ pub struct MigrationWay {
 }
 
 impl MigrationWay {
-    /// Returns one value of each run.
+    /// Returns the value `of` each run, in the order of runs.
     pub fn values(&self, of: impl Fn(&RunRow) -> f64) -> Vec<f64> {
         self.runs.iter().map(of).collect()
     }
@@ -170,7 +170,7 @@ impl MigrationSetting {
         found.filter(|it| !it.runs.is_empty())
     }
 
-    /// Computes the ratio of the methods.
+    /// Computes [`MigrationSetting::freeze_ratio`].
     fn summarize(&mut self) {
         let freeze = |way| Some(self.way(way)?.span(|row| row.freeze_ms).median);
         self.freeze_ratio = freeze(Way::Glm).zip(freeze(Way::Lm)).map(|(a, b)| a / b);
@@ -180,13 +180,13 @@ impl MigrationSetting {
 /// Minimum, mean, median and maximum of some values; 0 if there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Span {
-    /// Least.
+    /// Smallest value.
     pub min: f64,
-    /// Mean.
+    /// Arithmetic mean.
     pub mean: f64,
-    /// Median.
+    /// Median: the middle value, or the mean of the middle two.
     pub median: f64,
-    /// Most.
+    /// Largest value.
     pub max: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Runs the migrations of `bench migration`.
+//! Runs the migrations of `bench migration`, load by load, with every method in each run.
 
 use anyhow::{Context, Result};
 
@@ -63,7 +63,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Migrati
                         Ok(row) => setting.ways[index].runs.push(row),
                         Err(error) => {
                             report.failures.push(format!("{what}: {error:#}"));
-                            // The place and the receivers of the guest are unknown now.
+                            // VM host and receivers of the guest are unknown after a failure.
                             testbed.boot()?;
                         }
                     }
@@ -107,7 +107,8 @@ fn testbed(way: Way, memory_mib: u32, options: &Options) -> Result<Testbed> {
     Ok(testbed)
 }
 
-/// Migrates to the other VM host once, and makes the network forget all listeners.
+/// Migrates to the other VM host once. Makes the switches forget the stream's listeners after the
+/// migration.
 fn one(testbed: &mut Testbed, way: Way, load: &Load) -> Result<RunRow> {
     let streams = Streams::from(StreamConfig::probe(load.rate_mbps));
     let addresses = streams.addresses();

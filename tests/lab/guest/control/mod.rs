@@ -1,11 +1,11 @@
 //! The host's side of the control channel to a guest.
 //!
 //! Each VM host has a socket, and the QEMU on a host connects to the socket of that host. The
-//! socket of a frame thus also tells where the guest runs. During a migration both QEMUs are
-//! connected, and only the running one sends.
+//! socket on which a frame arrives therefore shows where the guest runs. During a migration both
+//! QEMUs are connected, and only the QEMU with the running guest sends.
 //!
-//! The host requests frames again that the switch-over cut, by number, and repeats requests until
-//! they are answered.
+//! The switch-over of a migration may cut a frame. The host requests missing frames again, by
+//! number, and repeats each request until the guest answers.
 
 mod received;
 mod state;
@@ -31,7 +31,7 @@ use self::state::{Connection, State};
 use super::wire::{Answer, Command, FromGuest, ReceiverConfig, Request, Status, frame::Decoder};
 use crate::{probe::clock, wait};
 
-/// Time without an answer after which a request is sent again.
+/// Time without an answer after which the host repeats a request.
 const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 /// Interval at which blocked threads check whether the channel is closed.
 const STOP_CHECK: Duration = Duration::from_millis(200);
@@ -43,7 +43,8 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 pub struct HostSocket {
     /// Name of the VM host, e.g. `vms1`.
     pub host: String,
-    /// Path of the socket as this process sees it; an old socket there is replaced.
+    /// Path of the socket as this process sees it. [`Control::listen`] replaces an old socket
+    /// there.
     pub path: PathBuf,
 }
 
@@ -78,10 +79,11 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// A socket cannot be bound.
+    /// When a socket cannot be bound.
     pub fn listen(sockets: &[HostSocket]) -> Result<Self> {
         let state = State {
-            // Another process may have used the same guest before; the time makes the ids unique.
+            // Another process may have used the same guest before. Ids that begin at the time are
+            // unique.
             next_request: clock::now_ns(),
             ..State::default()
         };
@@ -109,11 +111,11 @@ impl Control {
         })
     }
 
-    /// Waits until the guest answers; returns the name of the VM host it runs on.
+    /// Waits until the guest answers. Returns the name of the VM host on which the guest runs.
     ///
     /// # Errors
     ///
-    /// It does not within `deadline`.
+    /// When the guest does not answer within `deadline`.
     pub fn wait_ready(&self, deadline: Duration) -> Result<String> {
         self.request_within(Command::Status, deadline)
             .context("The guest does not come up")?;
@@ -121,7 +123,8 @@ impl Control {
             .context("The guest answered without a connection")
     }
 
-    /// Returns the name of the VM host the last frame came from.
+    /// Returns the name of the VM host from which the last frame arrived; `None` before the first
+    /// frame.
     pub fn host(&self) -> Option<String> {
         let host = self.inner.lock().host?;
         self.inner
@@ -130,16 +133,17 @@ impl Control {
             .map(|socket| socket.host.clone())
     }
 
-    /// Returns the time since the last frame. A running guest sends a frame at least every 100 ms.
+    /// Returns the time since the last frame; `None` before the first frame. A running guest sends
+    /// a frame at least every 100 ms.
     pub fn silence(&self) -> Option<Duration> {
         self.inner.lock().last_frame.map(|last| last.elapsed())
     }
 
-    /// Waits until the guest speaks from the named VM host.
+    /// Waits until a frame arrives from the named VM host.
     ///
     /// # Errors
     ///
-    /// It does not within `deadline`.
+    /// When no frame arrives from there within `deadline`.
     pub fn wait_host(&self, host: &str, deadline: Duration) -> Result<()> {
         let deadline = wait::end_after(deadline);
         let index = self
@@ -158,11 +162,11 @@ impl Control {
         }
     }
 
-    /// Asks how the guest is.
+    /// Requests the guest's [`Status`].
     ///
     /// # Errors
     ///
-    /// No answer.
+    /// When the guest does not answer.
     pub fn status(&self) -> Result<Status> {
         match self.request(Command::Status)? {
             Answer::Status(status) => Ok(status),
@@ -175,27 +179,28 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// A join is refused, the number is in use, or there is no answer.
+    /// When a join is refused, the number is in use, or the guest does not answer.
     pub fn start_receiver(&self, receiver: u16, config: ReceiverConfig) -> Result<()> {
         self.inner.lock().forget_receiver(receiver);
         self.request(Command::StartReceiver { receiver, config })
             .map(drop)
     }
 
-    /// Stops a receiver; returns when it has left its addresses.
+    /// Stops a receiver. Returns when the receiver has left its addresses.
     ///
     /// # Errors
     ///
-    /// There is no such receiver, or no answer.
+    /// When there is no such receiver, or the guest does not answer.
     pub fn stop_receiver(&self, receiver: u16) -> Result<()> {
         self.request(Command::StopReceiver { receiver }).map(drop)
     }
 
-    /// Makes the guest speak MLD version 1 or 2 on an interface; 0 lets its kernel choose.
+    /// Makes the guest speak MLD version 1 or 2 on an interface. Version 0 leaves the choice to the
+    /// guest's kernel.
     ///
     /// # Errors
     ///
-    /// There is no such interface, or no answer.
+    /// When there is no such interface, or the guest does not answer.
     pub fn force_mld_version(&self, interface: &str, version: u8) -> Result<()> {
         let script =
             format!("echo {version} > /proc/sys/net/ipv6/conf/{interface}/force_mld_version");
@@ -217,7 +222,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// The guest refuses, or does not answer within half a minute.
+    /// When the guest refuses the command, or does not answer within half a minute.
     pub fn request(&self, command: Command) -> Result<Answer> {
         self.request_within(command, REQUEST_DEADLINE)
     }
@@ -267,7 +272,7 @@ impl Inner {
         state.next_request
     }
 
-    /// Waits until `condition` gives something, or `None` at the deadline.
+    /// Waits until `condition` returns a value. Returns `None` at the deadline.
     pub(super) fn wait_until<T>(
         &self,
         deadline: Instant,
@@ -339,7 +344,8 @@ impl Inner {
     fn add_connection(&self, stream: &UnixStream) -> Option<u64> {
         stream.set_nonblocking(false).ok()?;
         stream.set_read_timeout(Some(STOP_CHECK)).ok()?;
-        // A QEMU whose guest does not run reads nothing; it must not block the others.
+        // A QEMU whose guest does not run reads nothing, and a write to it must not block writes to
+        // the other QEMU.
         stream.set_write_timeout(Some(STOP_CHECK)).ok()?;
         let stream = stream.try_clone().ok()?;
         let mut state = self.lock();

@@ -18,7 +18,8 @@ use crate::{
 };
 
 impl Control {
-    /// Returns every packet a receiver reported so far, in the order it got them.
+    /// Returns every packet that a receiver has reported so far, in the order in which the receiver
+    /// got the packets.
     pub fn arrivals(&self, receiver: u16) -> Vec<Arrival> {
         let (timeline, stamped) = {
             let state = self.inner.lock();
@@ -38,7 +39,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// No answer.
+    /// When the guest does not answer.
     pub fn watch_stalls(&self) -> Result<()> {
         self.request(Command::WatchStalls).map(drop)
     }
@@ -53,8 +54,8 @@ impl Control {
         stalls.map(|(from, to)| (at(*from), at(*to))).collect()
     }
 
-    /// Returns how long the guest's clock stood still at each migration so far, as
-    /// [`Timeline::stops`] does.
+    /// Returns time and duration of each stop of the guest's clock so far, as [`Timeline::stops`]
+    /// does.
     pub fn stops(&self) -> Vec<(u64, u64)> {
         Timeline::new(&self.inner.lock().reports).stops()
     }
@@ -63,7 +64,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// It has not within `deadline`.
+    /// When the receiver has not reported them within `deadline`.
     pub fn wait_arrivals(&self, receiver: u16, count: usize, deadline: Duration) -> Result<()> {
         let deadline = wait::end_after(deadline);
         let has_count = |state: &mut State| {
@@ -75,7 +76,7 @@ impl Control {
         })
     }
 
-    /// Returns the totals an MPEG-TS receiver reported so far.
+    /// Returns the totals that an MPEG-TS receiver has reported so far.
     pub fn transport(&self, receiver: u16) -> Vec<TransportAt> {
         let (timeline, stamped) = {
             let state = self.inner.lock();
@@ -95,7 +96,7 @@ fn placed<T>(
     timeline: &Timeline,
     mut stamped: Vec<Stamped<T>>,
 ) -> impl Iterator<Item = (Moment, T)> {
-    // Repeated frames arrived late.
+    // Frames that the host requested again arrived out of order.
     stamped.sort_by_key(|it| it.number);
     stamped
         .into_iter()

@@ -16,12 +16,12 @@ use crate::{
     probe::timeline::Report,
 };
 
-/// Totals of an MPEG-TS receiver at one time.
+/// Totals of an MPEG-TS receiver at one time, since the receiver's start.
 #[derive(Clone, Copy, Debug)]
 pub struct TransportAt {
-    /// When the receiver had them, in nanoseconds of the host's monotonic clock.
+    /// Time of the totals, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
-    /// The totals.
+    /// Totals up to this time.
     pub totals: TransportTotals,
 }
 
@@ -44,9 +44,12 @@ pub(in crate::guest) struct State {
     pub(super) next_connection: u64,
     pub(super) next_request: u64,
     pub(super) boot_id: Option<String>,
+    /// Number of the next new frame; `None` before the first frame after a boot.
     pub(super) expected: Option<u32>,
     pub(super) missing: BTreeSet<u32>,
+    /// Time of the last request for missing frames; `None` if no frame is missing.
     pub(super) asked_again: Option<Instant>,
+    /// Index of the VM host from which the last frame arrived.
     pub(super) host: Option<usize>,
     pub(super) last_frame: Option<Instant>,
     pub(super) stats: ChannelStats,
@@ -56,14 +59,14 @@ pub(in crate::guest) struct State {
     pub(super) reports: Vec<Report>,
     pub(super) arrivals: HashMap<u16, Vec<Stamped<Record>>>,
     pub(super) transport: HashMap<u16, Vec<Stamped<TransportTotals>>>,
-    /// In nanoseconds of the guest's monotonic clock.
+    /// Start and end of each stall, in nanoseconds of the guest's monotonic clock.
     pub(super) stalls: Vec<(u64, u64)>,
 }
 
-/// A value of the guest, with its time.
+/// A value that the guest reported, with its time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamped<T> {
-    /// In nanoseconds of the guest's monotonic clock.
+    /// Time of the value, in nanoseconds of the guest's monotonic clock.
     pub(super) guest_ns: u64,
     /// Number of the frame that carried the value.
     pub(super) number: u32,
@@ -76,7 +79,8 @@ pub(super) struct Connection {
 }
 
 impl State {
-    /// Writes to every QEMU. The QEMU with the running guest delivers, and repeats do no harm.
+    /// Writes to every QEMU. Only the QEMU with the running guest delivers the frame, and the guest
+    /// executes a repeated request once.
     pub(super) fn write_all(&mut self, frame: &[u8]) {
         for connection in &mut self.connections {
             let _ = connection.stream.write_all(frame);
@@ -98,7 +102,8 @@ impl State {
             self.boot_id = Some(boot_id.clone());
             self.expected = None;
             self.missing.clear();
-            // After a reboot the guest's clock and its receivers begin anew.
+            // After a reboot the guest's clock and its receivers start anew, so the old reports are
+            // worthless.
             self.reports.clear();
             self.arrivals.clear();
             self.transport.clear();

@@ -113,7 +113,7 @@ fn frame_cut_by_the_switch_over_is_asked_for_again() {
     destination.send(1, &records(1));
     destination.send(3, &records(3));
     control.wait_arrivals(1, 4, DEADLINE).unwrap();
-    // In the order the guest got them.
+    // The packets are in the order in which the guest got them.
     assert_eq!(sequences(&control), [0, 1, 2, 3]);
     assert_eq!(control.host().as_deref(), Some("vms2"));
     let stats = control.stats();
@@ -131,7 +131,7 @@ fn numbers_start_over_after_a_reboot() {
     guest.send(2, &records(2));
     control.wait_arrivals(1, 2, DEADLINE).unwrap();
     assert_eq!(control.stats().missing, 0);
-    // The earlier report used another clock.
+    // The report before the reboot used another clock, so it is gone.
     assert_eq!(sequences(&control), [1, 2]);
 }
 

@@ -35,11 +35,11 @@ pub struct Frame {
     pub number: u32,
     /// Time of the reported event, in nanoseconds of the guest's monotonic clock.
     pub guest_ns: u64,
-    /// The message.
+    /// The encoded message.
     pub payload: Vec<u8>,
 }
 
-/// Returns a whole frame.
+/// Returns a whole frame. `payload` must not be longer than [`MAX_PAYLOAD`].
 pub fn frame(kind: u8, number: u32, guest_ns: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
     bytes.extend(SYNC);
@@ -83,7 +83,8 @@ impl Decoder {
                     return Some(frame);
                 }
                 Parsed::Short => return None,
-                // Only the sync word is dropped: a whole frame may begin within the damaged one.
+                // Only one byte is dropped, because a whole frame may begin within the damaged
+                // frame.
                 Parsed::Damaged => {
                     self.skipped += 1;
                     self.buffer.drain(..1);
@@ -92,7 +93,8 @@ impl Decoder {
         }
     }
 
-    /// Returns where the next sync word begins, or where one cut at the end may begin.
+    /// Returns the start of the next sync word, or of a possible sync word that the buffer's end
+    /// cuts.
     fn find_sync(&self) -> usize {
         let is_start = |start: &usize| {
             self.buffer[*start..]
@@ -137,7 +139,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     })
 }
 
-/// CRC-32 of IEEE 802.3 over several slices.
+/// Returns the CRC-32 of IEEE 802.3 over several slices.
 pub(crate) fn crc32(slices: &[&[u8]]) -> u32 {
     let bytes = slices.iter().flat_map(|slice| slice.iter());
     !bytes.fold(u32::MAX, |crc, byte| {

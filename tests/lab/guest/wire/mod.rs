@@ -25,7 +25,7 @@ pub struct Request {
     pub command: Command,
 }
 
-/// One command.
+/// A command for the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
@@ -39,19 +39,20 @@ pub enum Command {
     },
     /// Sends SIGTERM to the program that request `run` started.
     Terminate {
-        /// The id of the request that started it.
+        /// Id of the request that started the program.
         run: u64,
     },
-    /// Joins and receives; the reply comes when all addresses are joined.
+    /// Starts a receiver. The guest replies when the receiver has joined all addresses.
     StartReceiver {
-        /// Number the receiver's records will carry.
+        /// Number of the receiver, which its records carry.
         receiver: u16,
-        /// What to join and how to count.
+        /// Addresses to join, and the content of the datagrams.
         config: ReceiverConfig,
     },
-    /// Leaves everything a receiver joined; the reply comes when its socket is closed.
+    /// Stops a receiver, which leaves all its addresses. The guest replies when the receiver's
+    /// socket is closed.
     StopReceiver {
-        /// The number given at the start.
+        /// Number of the receiver.
         receiver: u16,
     },
     /// Starts to report stalls as [`FromGuest::Stall`]: a thread that sleeps a millisecond at a
@@ -75,7 +76,7 @@ pub struct ReceiverConfig {
     pub interface: String,
     /// UDP port.
     pub port: u16,
-    /// The multicast addresses.
+    /// Multicast addresses to join, with their source filters.
     pub joins: Vec<Join>,
     /// Kind of the datagrams' content.
     pub content: Content,
@@ -86,14 +87,14 @@ pub struct ReceiverConfig {
 pub struct Join {
     /// The first multicast address.
     pub multicast_address: Ipv6Addr,
-    /// How many consecutive addresses, counted in the low 32 bits.
+    /// Number of consecutive addresses, counted in the low 32 bits.
     pub count: u32,
-    /// The sources to listen to.
+    /// Sources to which the receiver listens.
     pub filter: Filter,
 }
 
 impl Join {
-    /// One multicast address from any source.
+    /// Returns the join of one multicast address from any source.
     pub fn any_source(multicast_address: Ipv6Addr) -> Self {
         Self {
             multicast_address,
@@ -137,7 +138,7 @@ pub enum Content {
 /// The guest's answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
-    /// The request's id.
+    /// Id of the request.
     pub id: u64,
     /// Result of the command; the error is a sentence.
     pub result: Result<Answer, String>,
@@ -177,7 +178,7 @@ pub struct ReceiverStatus {
     pub datagrams: u64,
     /// Datagrams that do not match the expected content.
     pub foreign: u64,
-    /// Datagrams the kernel dropped because the socket's buffer was full.
+    /// Datagrams that the kernel dropped because the socket's buffer was full.
     pub overflowed: u64,
 }
 
@@ -201,7 +202,7 @@ pub struct TransportTotals {
     pub continuity_errors: u64,
     /// Duplicate transport stream packets, which the standard allows once.
     pub duplicates: u64,
-    /// Gaps in the RTP sequence numbers, where the stream is RTP.
+    /// Gaps in the RTP sequence numbers, if the stream is RTP.
     pub rtp_gaps: u64,
 }
 
@@ -212,13 +213,13 @@ pub enum FromGuest {
     Hello(String),
     /// The answer to a request.
     Reply(Reply),
-    /// Output of a program: request id, whether it is stderr, bytes.
+    /// Output of a program: request id, true for stderr, bytes.
     Output(u64, bool, Vec<u8>),
     /// End of a program: request id, exit code (128 + signal if it was killed).
     Exit(u64, i32),
-    /// Packets a receiver got since its last frame, in order.
+    /// Number of a receiver, and the packets that it got since its last frame, in order.
     Records(u16, Vec<Record>),
-    /// Totals of an MPEG-TS receiver.
+    /// Number of an MPEG-TS receiver, and its totals.
     Transport(u16, TransportTotals),
     /// A thread that was ready to run did not run between these two times, in nanoseconds of the
     /// guest's monotonic clock.
@@ -240,11 +241,12 @@ const KIND_STALL: u8 = 0x88;
 const RECORD_LEN: usize = 6;
 
 impl FromGuest {
-    /// Returns kind and payload. Output and records longer than a frame must be split before.
+    /// Returns kind and payload. The caller must split output and records that are longer than a
+    /// frame.
     ///
     /// # Errors
     ///
-    /// A reply that JSON cannot express.
+    /// When JSON cannot express the reply.
     pub fn encode(&self) -> Result<(u8, Vec<u8>), serde_json::Error> {
         Ok(match self {
             Self::Hello(boot_id) => (KIND_HELLO, boot_id.as_bytes().to_vec()),
@@ -345,7 +347,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// A request that JSON cannot express.
+    /// When JSON cannot express the request.
     pub fn to_frame(&self) -> Result<Vec<u8>, serde_json::Error> {
         Ok(frame(KIND_REQUEST, 0, 0, &serde_json::to_vec(self)?))
     }
