@@ -100,7 +100,7 @@ pub struct RelayWay {
 pub struct ProgramCost {
     /// Name of the program.
     pub program: String,
-    /// Kind of the packet.
+    /// Kind of the packet that the program gets.
     pub packet: String,
     /// UDP payload of the packet, bytes.
     pub payload_bytes: usize,

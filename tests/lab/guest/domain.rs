@@ -93,11 +93,11 @@ pub struct DomainConfig {
     pub command_line: String,
     /// KVM or TCG.
     pub accelerator: Accelerator,
-    /// Bridge of the NICs.
+    /// Bridge of the VM hosts to which the NICs are attached.
     pub bridge: String,
     /// MAC addresses of the NICs, in the order eth0, eth1.
     pub macs: Vec<[u8; 6]>,
-    /// Limits of every NIC.
+    /// Limits of every NIC; `None` for no limits.
     pub bandwidth: Option<Bandwidth>,
     /// Queues and reader of every NIC.
     pub driver: NicDriver,

@@ -1,4 +1,4 @@
-//! Programs in a guest, as the host sees them.
+//! Programs that the host runs in a guest: their start, output and end.
 
 use std::time::Duration;
 
@@ -172,7 +172,7 @@ impl Running {
             .unwrap_or_default()
     }
 
-    /// Waits for the program's end.
+    /// Waits for the program's end and returns its output.
     ///
     /// # Errors
     ///

@@ -29,11 +29,11 @@ pub struct QemuConfig {
     pub memory_mib: u32,
     /// Existing TAPs, each with the MAC address of its NIC.
     pub taps: Vec<(String, [u8; 6])>,
-    /// Socket of the control channel.
+    /// Path of the control channel's socket, to which QEMU connects.
     pub control: PathBuf,
     /// Directory for the monitor socket and the serial console's log.
     pub directory: PathBuf,
-    /// Name, for files in `directory`.
+    /// Name, from which the names of the files in `directory` follow.
     pub name: String,
     /// Migration URI on which QEMU waits for a guest, e.g. `unix:/tmp/x`. With `None` QEMU boots a
     /// guest.

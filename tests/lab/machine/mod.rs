@@ -29,8 +29,8 @@ pub mod wire;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Set to 1 inside the machine. Everything is prebuilt there, so nothing has to be installed or
-/// built.
+/// Environment variable that is 1 inside the machine. Programs there must not install or build
+/// anything, because everything is prebuilt outside.
 pub const VARIABLE: &str = "ROAMCAST_MACHINE";
 
 /// Factor by which time limits grow inside the machine.

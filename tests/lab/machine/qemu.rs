@@ -30,7 +30,7 @@ pub(super) struct Channels {
 }
 
 impl Qemu {
-    /// Starts QEMU.
+    /// Starts QEMU. `next` is the program to which `init.sh` hands over.
     pub(super) fn start(machine: &Machine, image: &Image, next: &Path) -> Result<(Self, Channels)> {
         let (port, other_end) = UnixStream::pair().context("Cannot make a pair of sockets")?;
         // Standard input carries the port and standard output the console. No file remains on this
@@ -127,7 +127,7 @@ impl Tail {
     /// Number of lines to show.
     const LINES: usize = 15;
 
-    /// Adds output.
+    /// Adds output and discards the oldest bytes above [`Tail::LIMIT`].
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         let excess = self.bytes.len().saturating_sub(Self::LIMIT);

@@ -46,7 +46,7 @@ pub enum Answer {
 pub struct Status {
     /// State of each site, in the order of site numbers.
     pub sites: Vec<SiteStatus>,
-    /// Flows seen so far.
+    /// Flows of which the router has received a packet.
     pub flows: Vec<FlowStatus>,
 }
 
@@ -73,7 +73,7 @@ pub struct FlowStatus {
     pub sites: Vec<usize>,
 }
 
-/// Handle on the lab's routing daemon.
+/// Client of the lab's routing daemon. Each request opens a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Router {
     directory: PathBuf,

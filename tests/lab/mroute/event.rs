@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::topology::Site;
 
-/// Index of a site, 0 for the first.
+/// Index of a site, 0 for the first. Site numbers in events and requests are one higher.
 pub type SiteIndex = usize;
 
 /// A flow: packets of one source to one multicast address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Flow {
-    /// Unicast source address.
+    /// Unicast source address of the packets.
     pub source: Ipv6Addr,
-    /// Multicast address.
+    /// Destination address of the packets.
     pub multicast_address: Ipv6Addr,
 }
 
-/// An action for the caller.
+/// An action that [`Tree`](super::tree::Tree) returns and the daemon carries out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Install or replace the kernel's route of a flow.

@@ -2,9 +2,9 @@
 //! the kernel's routes.
 //!
 //! The access switch of a site knows the listeners of the site. The switch is a bridge of the
-//! kernel. It is the MLD querier of the site, runs the timers of RFC 9777 for each port, and
-//! reports changes of its multicast database (MDB) by netlink. The daemon combines these changes
-//! with the kernel's upcalls for unknown flows into (source, multicast address) routes:
+//! kernel: the MLD querier of the site, which runs the timers of RFC 9777 for each port and reports
+//! changes of its multicast database (MDB) by netlink. The daemon combines these changes with the
+//! kernel's upcalls for unknown flows into (source, multicast address) routes:
 //!
 //! ```text
 //!  switch1 MDB --RTM_NEWMDB--+                         +--> MRT6_ADD_MFC

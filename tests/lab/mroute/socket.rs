@@ -20,7 +20,7 @@ const MRT6_ADD_MFC: c_int = 204;
 /// `im6_msgtype` of an upcall for a packet without a route.
 const MRT6MSG_NOCACHE: u8 = 1;
 
-/// `struct mif6ctl`.
+/// `struct mif6ctl`, the argument of `MRT6_ADD_MIF`.
 #[repr(C)]
 struct Mif6Ctl {
     mif: u16,
@@ -30,7 +30,8 @@ struct Mif6Ctl {
     rate_limit: u32,
 }
 
-/// `struct mf6cctl`.
+/// `struct mf6cctl`, the argument of `MRT6_ADD_MFC`. Bit `n` of `outgoing` stands for multicast
+/// interface `n`.
 #[repr(C)]
 struct Mf6cCtl {
     origin: libc::sockaddr_in6,

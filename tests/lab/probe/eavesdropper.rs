@@ -29,7 +29,7 @@ pub struct Eavesdropper {
 /// Counts of an eavesdropper.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// Bytes of all packets.
+    /// Bytes of all packets together.
     pub bytes: u64,
     /// Packets that contain the known bytes.
     pub known: u64,

@@ -40,7 +40,7 @@ pub struct Faulty {
     pub came: Option<Came>,
 }
 
-/// An arrival.
+/// Time and place of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Came {
     /// Time of the arrival.

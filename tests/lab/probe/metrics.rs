@@ -57,7 +57,7 @@ pub(super) enum Kind {
         /// True if a packet of the flow with a higher number arrived before.
         is_late: bool,
     },
-    /// A further copy.
+    /// A further arrival of a packet that arrived before.
     Copy,
 }
 

@@ -10,7 +10,7 @@
 //! | [`payload`], [`log`] | the stamp in each packet, and the sender's log |
 //! | [`ffmpeg`], [`mpegts`] | traffic of a real player, and the check of its continuity counters |
 //! | [`timeline`] | conversion of the guest's clock to the host's |
-//! | [`metrics`], [`faults`] | losses, copies, reordering and freezes, and the packets behind them |
+//! | [`metrics`], [`faults`] | losses, copies, reordering and freezes, and the packets concerned |
 //! | [`counters`], [`places`] | packet counters of the kernels, and the places of the losses |
 //! | [`report`], [`picture`] | rows of runs as JSON, and pictures of migrations as SVG |
 //! | [`eavesdropper`] | search for known bytes in all packets of a host |

@@ -2,10 +2,10 @@
 //!
 //! The rest of the datagram is padding up to the configured size.
 
-/// Marks a datagram of the probe.
+/// First bytes of every datagram of the probe.
 const MAGIC: [u8; 4] = *b"RCST";
 
-/// Length of the stamp, and so the smallest UDP payload of the stream, in bytes.
+/// Length of the stamp, bytes. The UDP payload of the stream cannot be shorter.
 pub const STAMP_LEN: usize = 24;
 
 /// Identity of one datagram, and its time of sending.
@@ -43,7 +43,7 @@ impl Stamp {
         bytes
     }
 
-    /// Reads the stamp of a datagram; `None` when the datagram is not one of the probe's.
+    /// Returns the stamp of a datagram; `None` if the datagram is not one of the probe's.
     pub fn parse(datagram: &[u8]) -> Option<Self> {
         let (stamp, _padding) = datagram.split_first_chunk::<STAMP_LEN>()?;
         if stamp[0..4] != MAGIC {

@@ -1,4 +1,4 @@
-//! The agents of both VM hosts: certificates, configuration, processes.
+//! The agents of both VM hosts: their certificates, configurations and processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ pub struct AgentOptions {
 }
 
 impl AgentOptions {
-    /// The agent's defaults.
+    /// The agent's defaults, with gates and without a migration control server.
     pub const DEFAULT: Self = Self {
         bandwidth_mib: 0,
         downtime_ms: 50,

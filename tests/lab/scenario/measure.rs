@@ -26,7 +26,7 @@ use crate::{Site, wait};
 const AFTER: Duration = Duration::from_secs(3);
 /// Time for the last packets of the window to arrive and be reported.
 const DRAIN: Duration = Duration::from_millis(500);
-/// Parameters of a run.
+/// Parameters of [`run`].
 #[derive(Clone, Debug)]
 pub struct RunConfig {
     /// Who requests the migration.
@@ -37,10 +37,10 @@ pub struct RunConfig {
     pub site: Site,
 }
 
-/// Result of a run.
+/// Result of [`run`], also of a run whose migration failed.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// The row of the report.
+    /// Row of the report; not `ok` if the migration failed.
     pub row: RunRow,
     /// Every packet sent.
     pub sent: Vec<Sent>,

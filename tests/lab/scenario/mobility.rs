@@ -24,9 +24,9 @@ use crate::host::Host;
 use crate::node::Process;
 use crate::{Lab, binaries, wait};
 
-/// Permanent address of the guest.
+/// Permanent address (HoA) of the guest.
 pub const GUEST_HOA: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0x1);
-/// Permanent address of the correspondent.
+/// Permanent address (HoA) of the correspondent.
 pub const PEER_HOA: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0x2);
 /// Prefix of all permanent addresses.
 const HOME: &str = "fd5e:6d61:74::/48";
@@ -51,7 +51,7 @@ pub struct Mobility {
     guest_key: String,
 }
 
-/// The node in a guest.
+/// `migkick node` in a guest.
 pub struct GuestNode {
     control: Control,
     /// Process of `migkick node`, whose stderr is the log.
@@ -93,7 +93,7 @@ impl Mobility {
         self.ims.kill();
     }
 
-    /// Starts the mapping server again.
+    /// Starts the mapping server again after [`Mobility::kill_ims`] and waits until it answers.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Mobility {
         Ok(())
     }
 
-    /// Returns the status of the correspondent's node.
+    /// Returns the output of `migkick node status --json` on the correspondent's host.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Mobility {
 }
 
 impl GuestNode {
-    /// Returns the status of the node.
+    /// Returns the output of `migkick node status --json` in the guest.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl GuestNode {
         })
     }
 
-    /// Returns the log of the node.
+    /// Returns the log of the node so far.
     pub fn log(&self) -> String {
         self.running.output().stderr()
     }

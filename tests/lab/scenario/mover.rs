@@ -13,7 +13,7 @@ use crate::probe::picture::Phase;
 use crate::probe::report::RunRow;
 use crate::vms::Vms;
 
-/// Longest time of a migration.
+/// Longest wait for a line of `migkick go`, and for its end.
 const MOVE: Duration = Duration::from_secs(120);
 
 /// Who requests the migration.

@@ -54,12 +54,12 @@ pub struct StreamConfig {
     pub rate_mbps: f64,
     /// Number of flows, on consecutive addresses; 1 for ffmpeg.
     pub flows: u16,
-    /// Sender and content.
+    /// Sender of the stream, and how its packets are distinguished.
     pub kind: StreamKind,
 }
 
 impl StreamConfig {
-    /// One flow of stamped packets.
+    /// Returns the configuration of one flow of stamped packets.
     pub const fn probe(rate_mbps: f64) -> Self {
         Self {
             rate_mbps,
@@ -68,7 +68,7 @@ impl StreamConfig {
         }
     }
 
-    /// Packets per second over all flows.
+    /// Returns the packets per second over all flows.
     pub fn packets_per_second(&self) -> f64 {
         let payload = match self.kind {
             StreamKind::Probe => PAYLOAD_BYTES,
@@ -89,7 +89,7 @@ impl StreamConfig {
 /// Sources to which the guest listens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Service {
-    /// Every source (ASM).
+    /// Every source: any-source multicast (ASM).
     #[default]
     AnySource,
     /// The lab's sender only (SSM, RFC 4607).
@@ -242,7 +242,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts sending.
+    /// Starts the sender of a stream: `ffmpeg`, or the lab's own `sender`.
     ///
     /// # Errors
     ///
@@ -313,7 +313,7 @@ impl Stream {
         Ok(rest.sent)
     }
 
-    /// Resumes the sender.
+    /// Resumes the lab's own sender after [`Stream::rest`].
     ///
     /// # Errors
     ///

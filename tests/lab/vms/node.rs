@@ -36,11 +36,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Settings of a host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
-    /// Host name.
+    /// Host name in the UTS namespace.
     pub hostname: String,
-    /// Handle of the network namespace.
+    /// Path of the network namespace's handle.
     pub namespace: PathBuf,
-    /// Directory for everything private to the host.
+    /// Outside directory with the host's private directories.
     pub directory: PathBuf,
     /// UUID by which libvirt identifies this host; two hosts with the same UUID refuse to migrate.
     pub host_uuid: String,

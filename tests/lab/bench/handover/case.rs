@@ -9,7 +9,7 @@ use crate::scenario::measure::Mover;
 use crate::scenario::stream::{Service, StreamConfig, StreamKind, Streams};
 use crate::{LabConfig, Site};
 
-/// The paper's rate, Mbit/s.
+/// The paper's rate, Mbit/s of UDP payload.
 pub const RATE_MBPS: f64 = 20.0;
 
 /// A case; the doc lines are the help texts of the command line.

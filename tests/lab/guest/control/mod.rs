@@ -38,7 +38,7 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 /// Deadline of requests that a live guest answers at once.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Socket to which the QEMU of one VM host connects.
+/// The socket to which the QEMU of one VM host connects.
 #[derive(Clone, Debug)]
 pub struct HostSocket {
     /// Name of the VM host, e.g. `vms1`.
@@ -48,11 +48,11 @@ pub struct HostSocket {
     pub path: PathBuf,
 }
 
-/// Handle on a guest's control channel; clones share it.
+/// Host's end of a guest's control channel. Clones share the channel.
 #[derive(Clone)]
 pub struct Control {
     inner: Arc<Inner>,
-    /// Closes the channel when the last handle is dropped; the threads hold only `inner`.
+    /// Closes the channel when the last clone is dropped. The threads hold only `inner`.
     _closer: Arc<Closer>,
 }
 

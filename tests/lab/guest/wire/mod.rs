@@ -19,7 +19,7 @@ pub const PORT_NAME: &str = "org.roamcast.lab.0";
 /// A request to the guest. The guest answers a repeated `id` again and executes it once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Unique over the life of the guest.
+    /// Id, unique over the life of the guest.
     pub id: u64,
     /// The command to execute.
     pub command: Command,
@@ -74,18 +74,18 @@ pub enum Command {
 pub struct ReceiverConfig {
     /// Interface to join on, e.g. `eth0`.
     pub interface: String,
-    /// UDP port.
+    /// UDP destination port.
     pub port: u16,
     /// Multicast addresses to join, with their source filters.
     pub joins: Vec<Join>,
-    /// Kind of the datagrams' content.
+    /// Kind of the datagrams' content, which decides what the guest reports.
     pub content: Content,
 }
 
 /// Consecutive multicast addresses under one filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
-    /// The first multicast address.
+    /// First multicast address.
     pub multicast_address: Ipv6Addr,
     /// Number of consecutive addresses, counted in the low 32 bits.
     pub count: u32,
@@ -157,13 +157,13 @@ pub enum Answer {
 /// State of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// `/proc/sys/kernel/random/boot_id`.
+    /// Content of `/proc/sys/kernel/random/boot_id`, which changes with each boot.
     pub boot_id: String,
     /// Kernel release.
     pub kernel: String,
     /// Uptime of the guest in milliseconds; stands still while the guest is paused.
     pub uptime_ms: u64,
-    /// Running receivers.
+    /// Totals of all running receivers.
     pub receivers: Vec<ReceiverStatus>,
     /// Packet counters of the guest's kernel.
     pub counters: Counters,
@@ -194,7 +194,7 @@ pub struct Record {
 /// Totals of an MPEG-TS receiver since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TransportTotals {
-    /// UDP datagrams.
+    /// UDP datagrams that are valid MPEG-TS.
     pub datagrams: u64,
     /// 188-byte transport stream packets.
     pub packets: u64,
@@ -206,7 +206,7 @@ pub struct TransportTotals {
     pub rtp_gaps: u64,
 }
 
-/// A message from the guest.
+/// A message from the guest to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromGuest {
     /// The first frame after boot; carries the boot id.

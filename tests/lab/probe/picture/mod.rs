@@ -48,20 +48,20 @@ pub struct Mark {
     pub at_ns: u64,
 }
 
-/// Content of a picture.
+/// Data from which [`svg`] draws a picture.
 #[derive(Clone, Debug)]
 pub struct Picture<'a> {
-    /// Headline.
+    /// Headline of the picture.
     pub title: &'a str,
     /// Packets sent, of all flows.
     pub sent: &'a [Sent],
     /// Packets that arrived, of all flows, in the order of time.
     pub arrivals: &'a [Arrival],
-    /// Flow to draw.
+    /// Number of the flow to draw.
     pub flow: u16,
     /// Names of the VM hosts, indexed by [`Arrival::host`].
     pub hosts: &'a [&'a str],
-    /// Phases, in order.
+    /// Phases of the migration, in the order of time.
     pub phases: &'a [Phase],
     /// Moments, drawn as dashed lines.
     pub marks: &'a [Mark],
