@@ -1,11 +1,11 @@
-//! CPU time of everything that a packet meets.
+//! CPU time of all work for a packet: sender, kernel, relay and receiver.
 //!
-//! On `veth` the way of a packet runs in the sender's own system call, up to the queue of the
-//! TAP or socket; sender, reader and the userspace relays are threads of this process. So it is
-//! the time that the scheduler has given to this process, plus what `ksoftirqd` took when it had
-//! to help, plus that of a relay in a process of its own. Unlike the shares of `/proc/stat`,
-//! which are samples at ticks and so beat with a sender's own ticks, these are exact; and what
-//! else the machine does is not in them.
+//! On `veth` a packet's path runs in the sender's own system call, up to the queue of the TAP or
+//! socket. The sender, the reader and the userspace relays are threads of this process. The CPU
+//! time of a packet is therefore the scheduler's run time of this process, plus the run time of
+//! `ksoftirqd`, which takes over surplus work, plus the run time of a relay in a process of its
+//! own. These run times are exact and exclude the other load of the machine. The shares of
+//! `/proc/stat` are samples at ticks and beat with the period of a sender.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
 
-/// Reads it.
+/// Reads the run times of this process, of `ksoftirqd` and, if asked, of one other process.
 pub struct CpuClock {
-    /// `schedstat` of the threads `ksoftirqd` and of other processes.
+    /// `schedstat` files of the `ksoftirqd` threads.
     others: Vec<PathBuf>,
 }
 
 impl CpuClock {
-    /// A clock of this process and the kernel's helpers.
+    /// Returns a clock for this process and the `ksoftirqd` threads.
     pub fn new() -> Result<Self> {
         let mut others = Vec::new();
         for entry in fs::read_dir("/proc")
@@ -29,7 +29,7 @@ impl CpuClock {
             .flatten()
         {
             let path = entry.path();
-            // A process may be gone meanwhile.
+            // The process may have ended since the listing of `/proc`.
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
             if name.starts_with("ksoftirqd/") {
                 others.push(path.join("schedstat"));
@@ -38,7 +38,7 @@ impl CpuClock {
         Ok(Self { others })
     }
 
-    /// The time so far, with that of another process.
+    /// Returns the CPU time so far, including the time of `process` if given.
     pub fn now(&self, process: Option<u32>) -> Result<Duration> {
         let own = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)
             .context("Failed to read the CPU time of this process")?;
@@ -56,7 +56,7 @@ impl CpuClock {
     }
 }
 
-/// CPU time that others take meanwhile: what the measurements have to put up with.
+/// CPU time that other processes take during a measurement, which disturbs the result.
 pub struct OtherLoad<'a> {
     clock: &'a CpuClock,
     start: Instant,
@@ -74,7 +74,7 @@ impl<'a> OtherLoad<'a> {
         })
     }
 
-    /// Processors that were busy with others, on average.
+    /// Returns the mean number of processors that were busy with other processes.
     pub fn end(self) -> Result<f64> {
         let elapsed = self.start.elapsed().as_secs_f64();
         let own = (self.clock.now(None)? - self.own).as_secs_f64();
@@ -84,14 +84,15 @@ impl<'a> OtherLoad<'a> {
     }
 }
 
-/// Time that all processors were idle. Unlike the other numbers of the file it is not a sample.
+/// Returns the idle time, summed over all processors. Unlike the other numbers of `/proc/stat`, the
+/// idle time is no sample.
 fn idle() -> Result<Duration> {
     let text = fs::read_to_string("/proc/stat").context("Failed to read /proc/stat")?;
     let ticks = text
         .split_whitespace()
         .nth(4)
         .and_then(|it| it.parse::<u64>().ok());
-    // In hundredths of a second on every architecture.
+    // The unit is a hundredth of a second on every architecture.
     let ticks = ticks.context("/proc/stat has no idle time")?;
     Ok(Duration::from_millis(ticks * 10))
 }

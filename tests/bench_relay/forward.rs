@@ -1,5 +1,5 @@
-//! Relays in userspace, as one writes them for speed: a thread that takes as many datagrams as are
-//! there by `recvmmsg` and sends all of them on by `sendmmsg`.
+//! Userspace relays written for speed, for comparison: a thread takes all waiting datagrams by
+//! `recvmmsg` and forwards all of them by `sendmmsg`.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::mmsg::{FanOut, Received};
 
-/// Room for datagrams that wait, bytes, as far as the machine allows it (`net.core.rmem_max`).
+/// Requested receive buffer, bytes; the machine limits the buffer to `net.core.rmem_max`.
 pub const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// A relay that runs until it is dropped.
+/// A relay on a thread of its own, which ends when the value is dropped.
 pub struct Forwarder {
     stop: Arc<AtomicBool>,
     forwarded: Arc<AtomicU64>,
@@ -24,7 +24,7 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Sends what comes to an address on to another one by `interface`.
+    /// Starts a relay that receives at `at` and forwards each datagram to `to`, out of `interface`.
     pub fn to_one(at: SocketAddrV6, to: SocketAddrV6, interface: &str) -> Result<Self> {
         let (incoming, outgoing) = (receiver(at)?, socket()?);
         let index = if_nametoindex(interface)
@@ -47,7 +47,8 @@ impl Forwarder {
         })
     }
 
-    /// Sends what comes to a multicast address by `interface` on to many addresses.
+    /// Starts a relay that joins the multicast address `at` on `interface` and forwards each
+    /// datagram to all addresses in `to`, from the address `from`.
     pub fn to_many(
         at: SocketAddrV6,
         interface: &str,
@@ -78,13 +79,13 @@ impl Forwarder {
         })
     }
 
-    /// Datagrams that were received and sent on.
+    /// Returns the number of datagrams received and forwarded.
     pub fn forwarded(&self) -> u64 {
         self.forwarded.load(Ordering::Relaxed)
     }
 
-    /// Runs steps on a thread, each of which ends after some time and returns how many datagrams
-    /// it has sent on.
+    /// Starts a thread that calls the closure from `make` repeatedly. Each call ends after some
+    /// time and returns the number of datagrams that it has forwarded.
     fn start<S: FnMut() -> usize>(make: impl FnOnce() -> S + Send + 'static) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let forwarded = Arc::new(AtomicU64::new(0));

@@ -8,13 +8,13 @@ use std::ptr;
 
 use libc::{iovec, mmsghdr, sockaddr_in6};
 
-/// Datagrams of one call.
+/// Limit of datagrams per system call.
 pub const BATCH: usize = 64;
 
-/// One payload, to be sent many times to where a socket is connected to.
+/// One payload for many datagrams to the address that a socket is connected to.
 pub struct Repeated {
     headers: Vec<mmsghdr>,
-    /// What the headers point to, neither moved nor changed while they exist.
+    /// Targets of the pointers in `headers`; must neither move nor change while `headers` exists.
     _iovec: Box<iovec>,
     _payload: Box<[u8]>,
 }
@@ -31,20 +31,20 @@ impl Repeated {
         }
     }
 
-    /// Sends up to [`BATCH`] datagrams; returns how many were.
+    /// Sends up to [`BATCH`] datagrams. Returns the number sent.
     pub fn send(&mut self, socket: &impl AsFd, count: usize) -> io::Result<usize> {
         send(socket, &mut self.headers, count)
     }
 }
 
-/// Datagrams that are received and sent on as they are.
+/// Buffers for received datagrams, which can be forwarded unchanged.
 pub struct Received {
     headers: Vec<mmsghdr>,
     iovecs: Vec<iovec>,
     buffers: Vec<u8>,
 }
 
-/// Longest datagram, bytes.
+/// Size of the buffer for one datagram, bytes; a longer datagram is truncated.
 const LONGEST: usize = 2048;
 
 impl Received {
@@ -62,12 +62,14 @@ impl Received {
         }
     }
 
-    /// Waits for the first datagram and takes what else is there; returns how many.
+    /// Waits for the first datagram and takes the other waiting datagrams. Returns the number
+    /// received.
     pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         for iovec in &mut self.iovecs {
             iovec.iov_len = LONGEST;
         }
-        // SAFETY: the headers point to live vectors, and those to live buffers of their length.
+        // SAFETY: the headers point to live vectors, and the vectors point to live buffers of their
+        // length.
         let result = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -84,12 +86,13 @@ impl Received {
         Ok(count)
     }
 
-    /// Sends the first ones to where a socket is connected to; returns how many were.
+    /// Sends the first `count` datagrams to the address that the socket is connected to. Returns
+    /// the number sent.
     pub fn send(&mut self, socket: &impl AsFd, count: usize) -> io::Result<usize> {
         send(socket, &mut self.headers, count)
     }
 
-    /// The first ones.
+    /// Returns the first `count` datagrams.
     pub fn datagrams(&self, count: usize) -> impl Iterator<Item = &[u8]> {
         self.iovecs
             .iter()
@@ -99,11 +102,11 @@ impl Received {
     }
 }
 
-/// One payload, to be sent to many addresses.
+/// One payload for datagrams to many addresses.
 pub struct FanOut {
     headers: Vec<mmsghdr>,
     iovec: Box<iovec>,
-    /// What the headers point to.
+    /// Targets of the address pointers in `headers`.
     _names: Box<[sockaddr_in6]>,
 }
 
@@ -123,9 +126,9 @@ impl FanOut {
         }
     }
 
-    /// Sends it to all.
+    /// Sends the payload to all addresses. Returns the number of datagrams sent.
     pub fn send(&mut self, socket: &impl AsFd, payload: &[u8]) -> io::Result<usize> {
-        // The kernel reads what it is to send, and no more.
+        // `sendmmsg` only reads the payload, so the cast to a mutable pointer is harmless.
         self.iovec.iov_base = payload.as_ptr().cast_mut().cast();
         self.iovec.iov_len = payload.len();
         let count = self.headers.len();
@@ -137,7 +140,8 @@ impl FanOut {
 
 fn send(socket: &impl AsFd, headers: &mut [mmsghdr], count: usize) -> io::Result<usize> {
     let count = count.min(headers.len());
-    // SAFETY: `count` headers are there, and what they point to lives as long as their owner.
+    // SAFETY: at least `count` headers exist, and their owner keeps the targets of their pointers
+    // alive.
     let result = unsafe {
         libc::sendmmsg(
             socket.as_fd().as_raw_fd(),

@@ -1,18 +1,18 @@
-//! What the relay costs, measured on one machine in namespaces of its own.
+//! Cost of the relay, measured on one machine in network namespaces of the bench.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`relay`] | from a sender to the TAPs of one host, by every way there is |
+//! | [`relay`] | from a sender to the TAPs of one host, by every path |
 //! | [`replicate`] | from a sender through a relay to its subscribers |
-//! | [`ways`] | the ways to the TAPs: set up, taken away |
+//! | [`ways`] | the paths to the TAPs: set-up and removal |
 //! | [`world`] | namespaces, links, addresses |
-//! | [`taps`] | what takes frames out of the TAPs, counts and checks them |
-//! | [`sender`] | what sends, at a fixed rate or as fast as it can |
-//! | [`forward`] | relays in userspace, to compare with |
+//! | [`taps`] | the reader of the TAPs, which counts and checks frames |
+//! | [`sender`] | senders at a fixed rate or as fast as possible |
+//! | [`forward`] | userspace relays, for comparison |
 //! | [`mmsg`] | `sendmmsg(2)` and `recvmmsg(2)` |
-//! | [`cpu`] | CPU time of everything that a packet meets |
+//! | [`cpu`] | CPU time of all work for a packet |
 //!
-//! Everything is in namespaces without a name, and so is gone with the process, however it ends.
+//! All namespaces are unnamed, so they disappear with the process, however the process ends.
 #![allow(
     unreachable_pub,
     reason = "the modules of a bench and of the test that runs it"
@@ -34,22 +34,22 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use lab::bench::{Machine, Progress, RelayReport, ReplicateReport};
 
-/// How long and how much.
+/// Settings and durations of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// UDP payloads, bytes.
     pub payloads: Vec<usize>,
-    /// Numbers of TAPs.
+    /// Numbers of TAPs; each number is a setting of its own.
     pub taps: Vec<usize>,
-    /// Numbers of subscribers.
+    /// Numbers of subscribers; each number is a setting of its own.
     pub subscribers: Vec<usize>,
-    /// Rounds, each of all ways.
+    /// Number of rounds; each round measures all paths.
     pub rounds: usize,
-    /// Time of the stream on one way in one round.
+    /// Duration of the stream per path and round.
     pub stream: Duration,
-    /// Bursts on one way in one round.
+    /// Number of bursts per path and round.
     pub bursts: usize,
-    /// Time at full speed, likewise.
+    /// Duration at full speed per path and round.
     pub full_speed: Duration,
 }
 
@@ -68,7 +68,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Just enough to see that everything works.
+    /// Returns the smallest options that still exercise every path.
     pub fn quick() -> Self {
         Self {
             payloads: vec![1400],
@@ -82,11 +82,11 @@ impl Options {
     }
 }
 
-/// `bench relay`, on a thread of its own, which enters namespaces.
+/// Runs `bench relay` on a thread of its own, because the bench enters namespaces.
 ///
 /// # Errors
 ///
-/// When something can't be set up, or a way delivers nothing.
+/// When the set-up fails, or a path delivers nothing.
 pub fn relay(options: &Options) -> Result<RelayReport> {
     apart(|| {
         Ok(RelayReport {
@@ -97,11 +97,11 @@ pub fn relay(options: &Options) -> Result<RelayReport> {
     })
 }
 
-/// `bench replicate`, likewise.
+/// Runs `bench replicate` on a thread of its own, because the bench enters namespaces.
 ///
 /// # Errors
 ///
-/// When something can't be set up, or no copy arrives.
+/// When the set-up fails, or no copy arrives.
 pub fn replicate(options: &Options) -> Result<ReplicateReport> {
     apart(|| {
         Ok(ReplicateReport {
@@ -123,7 +123,7 @@ fn apart<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     })
 }
 
-/// Steps done and to do, told on standard output.
+/// Progress of a run, printed as JSON to standard output.
 struct Steps {
     done: usize,
     of: usize,

@@ -1,4 +1,4 @@
-//! From a sender to the TAPs of one host.
+//! Measures the cost from a sender to the TAPs of one host.
 //!
 //! ```text
 //!   sender's namespace                     host's namespace
@@ -6,16 +6,17 @@
 //!                                       uplink   MLD snooping, MDB entries, no flooding
 //! ```
 //!
-//! Each round opens every way in turn, another one first each time, for a moment only: what else
-//! the machine does then meets all of them alike. On each way three loads follow each other:
+//! Each round opens every path for a short time, and each round starts with another path. Other load
+//! of the machine therefore affects all paths alike. Each path carries three loads in turn:
 //!
-//! | load | is | measured |
+//! | load | packets | measured |
 //! |---|---|---|
-//! | stream | constant bitrate, which all ways can take; each packet wakes who waits for it | CPU time per delivered packet |
-//! | bursts | what a busy host sees: nobody is woken for a single packet, and what counts is work | the same |
-//! | full speed | as fast as the way takes the packets | packets per second |
+//! | stream | constant bitrate that all paths can take; each packet wakes its receiver | CPU time per delivered packet |
+//! | bursts | as on a busy host: no wake-up for a single packet, so only the work counts | CPU time per delivered packet |
+//! | full speed | as fast as the path takes the packets | packets per second |
 //!
-//! What the sender of the stream takes to sleep between packets is measured beside it and taken off.
+//! The sender of the stream sleeps between packets. The bench measures the CPU time of this sleeping
+//! separately and subtracts it.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::thread;
@@ -37,24 +38,24 @@ use super::{Options, Steps};
 
 const RELAY_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 const AGENT_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10);
-/// Packets that a TAP holds, as libvirt's do.
+/// Queue length of a TAP, packets; the same as for libvirt's TAPs.
 const QUEUE: u32 = 1000;
-/// How long a way may take to deliver its first packet.
+/// Time limit for the first packet of a path.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Silence after which nothing is under way any more.
+/// Silence after which no packet is in flight any more.
 const QUIET: Duration = Duration::from_millis(5);
-/// The same while every packet counts, on a machine however slow.
+/// Same silence while every packet is checked: long, because a slow machine must not miss a packet.
 const CHECKED_QUIET: Duration = Duration::from_secs(5);
-/// Start at full speed that is not counted.
+/// Time at full speed before the measurement.
 const RUN_UP: Duration = Duration::from_millis(5);
-/// Packets that are all checked, on each way once.
+/// Packets of the unmeasured part of each path, all of which are checked.
 const CHECKED: usize = 256;
-/// Packets of a burst: fewer than any queue holds.
+/// Packets per burst: fewer than any queue holds.
 const BURST: usize = 128;
-/// Pause between two looks at what is under way.
+/// Pause between two reads of the count of delivered packets.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Packets per second while the CPU time is measured: what the slowest way, socat, takes without
+/// Returns the packets per second of the stream: a rate that the slowest path, socat, takes without
 /// loss.
 fn rate(taps: usize) -> u32 {
     match taps {
@@ -64,7 +65,7 @@ fn rate(taps: usize) -> u32 {
     }
 }
 
-/// Measures all settings.
+/// Measures every combination of payload and number of TAPs.
 pub fn run(options: &Options) -> Result<Vec<RelaySetting>> {
     let sender = build()?;
     let endpoints = endpoints(RELAY_ADDRESS, AGENT_ADDRESS)?;
@@ -90,7 +91,8 @@ pub fn run(options: &Options) -> Result<Vec<RelaySetting>> {
     Ok(results)
 }
 
-/// Joins the calling thread's namespace, the host's, with that of a sender.
+/// Builds the host in the calling thread's namespace and connects it to a sender. Returns the
+/// sender's namespace.
 fn build() -> Result<Namespace> {
     world::no_bridge_netfilter()?;
     ip(&format!(
@@ -99,7 +101,7 @@ fn build() -> Result<Namespace> {
     ))?;
     let sender = Namespace::new()?;
     link(UPLINK, &sender, "eth0")?;
-    // Addresses are the bridge's alone, and so is the route to multicast addresses.
+    // Only the bridge has addresses, and therefore the route to multicast addresses.
     world::sysctl(&format!("{UPLINK}/disable_ipv6"), "1")?;
     ip(&format!("link set {UPLINK} master {BRIDGE}\n"))?;
     let mac = world::mac(BRIDGE)?;
@@ -112,7 +114,7 @@ fn build() -> Result<Namespace> {
     Ok(sender)
 }
 
-/// Opens TAPs that get the stream, and nothing that the bridge floods.
+/// Opens TAPs that receive the stream by MDB entries and nothing that the bridge floods.
 fn open_taps(count: usize) -> Result<Taps> {
     let names: Vec<String> = (0..count).map(|number| format!("tap{number}")).collect();
     let taps = Taps::open(&names)?;
@@ -131,7 +133,7 @@ fn open_taps(count: usize) -> Result<Taps> {
     Ok(taps)
 }
 
-/// What sends natively, and what sends as a relay does.
+/// Senders of the native stream and of the relayed stream.
 struct Senders {
     native: Sender,
     relayed: Sender,
@@ -150,7 +152,7 @@ fn senders(sender: &Namespace, endpoints: &Endpoints, payload_bytes: usize) -> R
     })
 }
 
-/// One setting.
+/// Bench of one payload and one number of TAPs.
 struct Bench<'a> {
     options: &'a Options,
     clock: &'a CpuClock,
@@ -208,7 +210,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Opens a way and waits until it delivers.
+    /// Opens a path and sends packets until the path delivers.
     fn open(&mut self, way: Way) -> Result<Open<'a>> {
         let open = self.ways.open(way)?;
         let before = self.taps.delivered();
@@ -234,12 +236,13 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Waits until so many packets have been delivered, or nothing is under way any more.
+    /// Waits until the TAPs have delivered `wanted` packets, or until no packet is in flight any
+    /// more.
     fn settle(&self, wanted: u64) {
         self.settle_within(wanted, QUIET);
     }
 
-    /// The same where nothing is under way any more after a silence of `quiet`.
+    /// Like `settle`, with `quiet` as the silence after which no packet is in flight any more.
     fn settle_within(&self, wanted: u64, quiet: Duration) {
         let mut delivered = self.taps.delivered();
         let mut since = Instant::now();
@@ -252,14 +255,15 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// CPU time that it takes to sleep until each packet is due.
+    /// Measures the CPU time of sleeping until each packet is due.
     fn pacing(&self) -> Result<Duration> {
         let before = self.clock.now(None)?;
         idle(self.rate, self.options.stream)?;
         Ok(self.clock.now(None)? - before)
     }
 
-    /// One way in one round; in the first, all packets of an unmeasured part are checked.
+    /// Measures one path in one round. The first round also checks all packets of an unmeasured
+    /// part.
     fn measure(
         &mut self,
         way: Way,
@@ -311,10 +315,10 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Bursts that the reader leaves alone until they are in the queues of the TAPs, so that nobody
-    /// is woken for a single packet.
+    /// Measures bursts. The reader waits until a burst is in the queues of the TAPs, so no single
+    /// packet wakes the reader.
     fn bursts(&mut self, way: Way, open: &Open<'_>, result: &mut RelayWay) -> Result<()> {
-        // Nobody knows when socat is ready.
+        // socat does not tell when it has forwarded a burst, so the reader does not wait.
         self.taps.hold(way != Way::Socat);
         let outcome = self.held_bursts(way, open, result);
         self.taps.hold(false);
@@ -337,7 +341,7 @@ impl<'a> Bench<'a> {
             }
             self.taps.take();
             self.settle(start + BURST as u64 * self.count);
-            // The first one ends what came before, and wakes the reader.
+            // The first burst does not count: it completes earlier work and wakes the reader.
             if number > 0 {
                 used += self.clock.now(open.process())? - before;
                 delivered += self.taps.delivered() - start;

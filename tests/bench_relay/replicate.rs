@@ -1,15 +1,15 @@
-//! From a sender through a relay to its subscribers.
+//! Measures the cost from a sender through a relay to its subscribers.
 //!
 //! ```text
 //!   sender's namespace          relay's namespace             sink's namespace
 //!   stream  eth0 --- veth --- eth0    routes    eth1 --- veth --- eth0  counts, drops
 //! ```
 //!
-//! Ways and loads are those of the [way to the TAPs](super::relay).
+//! Rounds and loads are the same as on the [path to the TAPs](super::relay).
 //!
-//! The subscribers' MAC addresses are none of the sink's, so its stack drops the copies at once.
-//! The relay has joined the multicast address on every way, as a real one has; what its CPU time
-//! is measured from is a relay that has joined and makes no copies.
+//! The MAC addresses of the subscribers are not the sink's, so the sink's stack drops the copies at
+//! once. The relay has joined the multicast address with every method, like a real relay. The
+//! baseline of the CPU time is a relay that has joined and makes no copies.
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -39,27 +39,27 @@ const RELAY_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 const FLOW: u32 = 1;
 const DEADLINE: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(5);
-/// Most copies of a burst, apart from its least packets.
+/// Limit of copies per burst; a burst nevertheless has at least 16 packets.
 const MOST_COPIES: usize = 3200;
-/// Pause between two looks at what is under way.
+/// Pause between two reads of the count of arrived copies.
 const PAUSE: Duration = Duration::from_micros(200);
 const RUN_UP: Duration = Duration::from_millis(5);
 
-/// What the relay does.
+/// Method of the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// `replicate` at TC ingress.
     Replicate,
-    /// A socket that receives, and another that sends to all subscribers by one `sendmmsg`.
+    /// One socket receives, and another socket sends to all subscribers by one `sendmmsg`.
     Loop,
-    /// Nothing.
+    /// The relay makes no copies: the baseline.
     Idle,
 }
 
-/// The last one is what the others are measured from.
+/// All methods; the last one is the baseline of the others.
 const WAYS: [Way; 3] = [Way::Replicate, Way::Loop, Way::Idle];
 
-/// Packets per second while the CPU time is measured, which the loop takes without loss.
+/// Returns the packets per second of the stream: a rate that the loop takes without loss.
 fn rate(subscribers: usize) -> u32 {
     match subscribers {
         0 | 1 => 10_000,
@@ -68,7 +68,7 @@ fn rate(subscribers: usize) -> u32 {
     }
 }
 
-/// Measures all settings.
+/// Measures every combination of payload and number of subscribers.
 pub fn run(options: &Options) -> Result<Vec<ReplicateSetting>> {
     let (sender, _sink) = build()?;
     let datapath = Datapath::load(&DatapathConfig {
@@ -103,7 +103,8 @@ fn socket() -> Result<Socket> {
     sender::socket("eth0", from, to)
 }
 
-/// Joins the calling thread's namespace, the relay's, with those of a sender and a sink.
+/// Builds the relay in the calling thread's namespace and connects it to a sender and a sink.
+/// Returns their namespaces.
 fn build() -> Result<(Namespace, Namespace)> {
     let (sender, sink) = (Namespace::new()?, Namespace::new()?);
     for interface in ["eth0", "eth1"] {
@@ -112,7 +113,7 @@ fn build() -> Result<(Namespace, Namespace)> {
     }
     sender.within(|| ip(&format!("addr add {SOURCE}/64 dev eth0 nodad\n")))?;
     ip(&format!("addr add {RELAY_ADDRESS}/64 dev eth1 nodad\n"))?;
-    // The kernel looks routes up for a program only where it may forward.
+    // The kernel looks up routes for a program only if the interface may forward.
     world::sysctl("lo/forwarding", "1")?;
     world::with_input("ethtool", ["-K", "eth1", "tx", "off"], "")?;
     Ok((sender, sink))
@@ -128,7 +129,7 @@ fn join() -> Result<Socket> {
     Ok(socket)
 }
 
-/// Writes subscribers to the maps, and how they are reached to the neighbour table.
+/// Writes the subscribers to the maps, and their MAC addresses to the neighbour table.
 fn subscribe(datapath: &Datapath, count: usize) -> Result<Vec<Endpoints>> {
     let mut neighbours = String::new();
     let mut all = Vec::new();
@@ -160,7 +161,7 @@ fn subscribe(datapath: &Datapath, count: usize) -> Result<Vec<Endpoints>> {
     Ok(all)
 }
 
-/// One setting.
+/// Bench of one payload and one number of subscribers.
 struct Bench<'a> {
     options: &'a Options,
     clock: &'a CpuClock,
@@ -170,7 +171,7 @@ struct Bench<'a> {
     sender: Sender,
 }
 
-/// CPU time of the whole path for each packet, nanoseconds.
+/// CPU time of the whole path per packet, nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Measured {
     stream_ns: f64,
@@ -229,14 +230,14 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// CPU time that it takes to sleep until each packet is due.
+    /// Measures the CPU time of sleeping until each packet is due.
     fn pacing(&self) -> Result<Duration> {
         let before = self.clock.now(None)?;
         idle(self.rate, self.options.stream)?;
         Ok(self.clock.now(None)? - before)
     }
 
-    /// One way in one round.
+    /// Measures one method in one round.
     fn measure(
         &mut self,
         way: Way,
@@ -262,9 +263,9 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// CPU time of the whole path in nanoseconds for each packet of bursts.
+    /// Measures bursts. Returns the CPU time of the whole path per packet, nanoseconds.
     fn bursts(&mut self, open: &Open<'_>) -> Result<f64> {
-        // About as many copies whatever the number of subscribers is.
+        // The number of copies per burst hardly depends on the number of subscribers.
         let burst = (MOST_COPIES / self.subscribers.len()).clamp(16, 128);
         let mut used = Duration::ZERO;
         for number in 0..=self.options.bursts {
@@ -278,7 +279,7 @@ impl<'a> Bench<'a> {
             {
                 thread::sleep(PAUSE);
             }
-            // The first one ends what came before.
+            // The first burst does not count: it completes earlier work.
             if number > 0 {
                 used += self.clock.now(None)? - before;
             }
@@ -289,7 +290,8 @@ impl<'a> Bench<'a> {
 
     fn full_speed(&mut self, open: &Open<'_>, result: &mut ReplicateWay) -> Result<()> {
         let forwarded = || open.forwarded();
-        // What copies in the kernel does so in the sender's own call.
+        // A program makes its copies within the sender's own system call, so no packet is in
+        // flight.
         let delivered = open.is_thread().then_some(&forwarded as &dyn Fn() -> u64);
         self.sender.at_full_speed(RUN_UP, delivered)?;
         let (at, start) = (Instant::now(), arrived()?);
@@ -301,7 +303,7 @@ impl<'a> Bench<'a> {
         settle(u64::MAX)
     }
 
-    /// Copies of each packet.
+    /// Returns the number of copies of each packet.
     fn copies(&self, way: Way) -> u64 {
         match way {
             Way::Idle => 0,
@@ -349,7 +351,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A way that is open until this is dropped.
+/// A running method; ends when the value is dropped.
 enum Open<'a> {
     Nothing,
     Program(&'a Datapath, u32),
@@ -357,12 +359,12 @@ enum Open<'a> {
 }
 
 impl Open<'_> {
-    /// Whether packets wait for a thread.
+    /// Returns true if packets wait for a thread.
     fn is_thread(&self) -> bool {
         matches!(self, Self::Thread(_))
     }
 
-    /// Packets that the thread has sent on.
+    /// Returns the number of packets that the thread has forwarded; 0 without a thread.
     fn forwarded(&self) -> u64 {
         match self {
             Self::Thread(forwarder) => forwarder.forwarded(),
@@ -374,13 +376,15 @@ impl Open<'_> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if let Self::Program(datapath, ifindex) = self {
-            // The next way would count its copies, and says so by having too many.
+            // If this fails, the copies of the next method include this program's copies, and their
+            // number exceeds the expected one.
             let _ = datapath.detach_replicate(*ifindex);
         }
     }
 }
 
-/// Packets that have arrived at the sink: those that its end of the link has taken.
+/// Returns the number of packets that have arrived at the sink: packets that the sink's end of the
+/// link has taken.
 fn arrived() -> Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/dev")
         .context("Failed to read the interfaces' counters")?;
@@ -391,7 +395,7 @@ fn arrived() -> Result<u64> {
     packets.context("Interface eth1 has no counters")
 }
 
-/// Waits until so many packets have arrived, or nothing is under way any more.
+/// Waits until `wanted` packets have arrived, or until no packet is in flight any more.
 fn settle(wanted: u64) -> Result<()> {
     let mut count = arrived()?;
     let mut since = Instant::now();

@@ -1,4 +1,4 @@
-//! What sends: `sendmmsg`, at a fixed rate or as fast as it can.
+//! Senders: `sendmmsg` at a fixed rate or as fast as possible.
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -12,14 +12,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::mmsg::{BATCH, Repeated};
 
-/// Most packets under way at full speed: fewer than any queue holds.
+/// Limit of packets in flight at full speed: fewer than any queue holds.
 const WINDOW: u64 = 128;
-/// Pause of a sender whose packets are all under way.
+/// Pause of a sender whose window is full.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Packets that are under way for so long are lost.
+/// Time without progress after which the packets in flight count as lost.
 const LOST: Duration = Duration::from_millis(5);
-/// Most packets that are sent at once when the sender did not run in time. What is due beyond
-/// them it does not make up for: that would overrun queues.
+/// Limit of packets that a delayed sender sends at once. The sender skips further packets that are
+/// due, because they would overrun queues.
 const MOST: u64 = 64;
 
 pub struct Sender {
@@ -27,7 +27,8 @@ pub struct Sender {
     packets: Repeated,
 }
 
-/// A socket that sends by an interface of the calling thread's namespace, wherever it is used.
+/// Returns a socket that sends out of an interface of the calling thread's namespace. Any thread
+/// may use the socket.
 pub fn socket(interface: &str, from: SocketAddrV6, to: SocketAddrV6) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))
         .context("Failed to make a socket")?;
@@ -53,7 +54,7 @@ impl Sender {
         }
     }
 
-    /// Sends some packets at once.
+    /// Sends `count` packets at once.
     pub fn burst(&mut self, mut count: usize) -> Result<()> {
         while count > 0 {
             count -= self.batch(count)?;
@@ -61,15 +62,15 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends evenly spaced packets for some time, as a stream of constant bitrate has them; returns
-    /// how many.
+    /// Sends evenly spaced packets for `time`, like a stream of constant bitrate. Returns the
+    /// number of packets.
     pub fn paced(&mut self, per_second: u32, time: Duration) -> Result<u64> {
         pace(per_second, time, |count| self.burst(count))
     }
 
-    /// Sends as fast as it can for some time. With `delivered`, which says how many packets have
-    /// got through so far, never more than [`WINDOW`] are under way; without, all of them get
-    /// through while they are sent.
+    /// Sends as fast as possible for `time`. `delivered` returns the number of packets delivered so
+    /// far and limits the packets in flight to [`WINDOW`]. Without `delivered`, the network
+    /// delivers each packet within the system call that sends it.
     pub fn at_full_speed(
         &mut self,
         time: Duration,
@@ -102,20 +103,20 @@ impl Sender {
     fn batch(&mut self, count: usize) -> Result<usize> {
         match self.packets.send(&self.socket, count) {
             Ok(sent) => Ok(sent),
-            // What a full queue swallows is lost like what it drops.
+            // A packet that a full queue refuses is lost, like a packet that the queue drops.
             Err(error) if is_loss(&error) => Ok(count),
             Err(error) => Err(error).context("Failed to send"),
         }
     }
 }
 
-/// Does what the pacing of a sender does, and sends nothing.
+/// Paces like a sender but sends nothing.
 pub fn idle(per_second: u32, time: Duration) -> Result<u64> {
     pace(per_second, time, |_| Ok(()))
 }
 
 fn pace(per_second: u32, time: Duration, mut send: impl FnMut(usize) -> Result<()>) -> Result<u64> {
-    // The kernel would let a sleeper be 50 microseconds late.
+    // The default timer slack delays a sleeper by 50 microseconds.
     set_timerslack(1).context("Failed to set the precision of timers")?;
     let space = Duration::from_secs(1) / per_second;
     let start = Instant::now();
@@ -135,7 +136,8 @@ fn pace(per_second: u32, time: Duration, mut send: impl FnMut(usize) -> Result<(
     }
 }
 
-/// Whether the packets were not sent, or the receiver was not there yet when earlier ones came.
+/// Returns true if the packets were not sent, or if the receiver of earlier packets did not exist
+/// yet.
 fn is_loss(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

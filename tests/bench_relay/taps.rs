@@ -1,6 +1,6 @@
-//! What takes frames out of the TAPs, as QEMU does: one `read` for each. It counts the stream's
-//! packets and has UDP checksums computed anew by etherparse, which shares nothing with the code
-//! that is measured.
+//! Reads frames from the TAPs as QEMU does, with one `read` per frame. The reader counts the
+//! packets of the stream and verifies UDP checksums by etherparse, which shares no code with the
+//! measured programs.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -17,28 +17,28 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::world::{DESTINATION_PORT, MULTICAST_ADDRESS, SOURCE, SOURCE_PORT};
 use crate::tap;
 
-/// Of so many packets one is checked, unless all are.
+/// The reader checks one of this many packets, unless all packets are checked.
 const CHECKED: u64 = 64;
-/// How long the reader waits at once.
+/// Timeout of one wait of the reader.
 const WAIT: Duration = Duration::from_millis(50);
 
-/// Counts of all TAPs together.
+/// State shared with the reader; counts are sums over all TAPs.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Whether the reader waits until it is told to take what is there.
+    /// True if the reader waits for [`Taps::take`].
     held: AtomicBool,
-    /// How often it was told.
+    /// Number of calls of [`Taps::take`].
     released: AtomicU64,
     check_all: AtomicBool,
     delivered: AtomicU64,
     checked: AtomicU64,
     wrong: AtomicU64,
-    /// Checked ones with another source address or port than the stream's.
+    /// Checked packets whose source address or port is not the stream's.
     other_source: AtomicU64,
 }
 
-/// What was checked since [`Taps::forget_checks`].
+/// Results of the checks since [`Taps::forget_checks`].
 #[derive(Clone, Copy, Debug)]
 pub struct Checks {
     pub checked: u64,
@@ -46,14 +46,14 @@ pub struct Checks {
     pub other_source: u64,
 }
 
-/// TAPs with a reader.
+/// TAPs and the thread that reads them.
 pub struct Taps {
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Taps {
-    /// Opens TAPs in the calling thread's namespace and reads them.
+    /// Opens TAPs in the calling thread's namespace and starts to read them.
     pub fn open(names: &[String]) -> Result<Self> {
         let files = names.iter().map(|name| tap::open(name)).collect();
         let shared = Arc::new(Shared::default());
@@ -67,12 +67,13 @@ impl Taps {
         })
     }
 
-    /// Packets of the stream so far, of all TAPs.
+    /// Returns the number of the stream's packets so far, summed over all TAPs.
     pub fn delivered(&self) -> u64 {
         self.shared.delivered.load(Ordering::Relaxed)
     }
 
-    /// Holds the reader back until it is told by [`Taps::take`], or lets it go on.
+    /// Makes the reader wait for [`Taps::take`] if `held` is true, and lets the reader continue
+    /// otherwise.
     pub fn hold(&self, held: bool) {
         self.shared.held.store(held, Ordering::Relaxed);
         if let Some(reader) = &self.reader {
@@ -80,7 +81,7 @@ impl Taps {
         }
     }
 
-    /// Has a reader that is held back take all frames that are there.
+    /// Makes a held reader take all waiting frames.
     pub fn take(&self) {
         self.shared.released.fetch_add(1, Ordering::Relaxed);
         if let Some(reader) = &self.reader {
@@ -88,7 +89,7 @@ impl Taps {
         }
     }
 
-    /// Checks every packet, or some.
+    /// Sets whether the reader checks every packet or one of [`CHECKED`].
     pub fn check_all(&self, all: bool) {
         self.shared.check_all.store(all, Ordering::Relaxed);
     }
@@ -144,13 +145,13 @@ fn read(mut files: Vec<File>, shared: &Shared) {
     }
 }
 
-/// Waits until some TAPs have frames; returns which.
+/// Waits until a TAP has frames, at most for [`WAIT`]. Returns which TAPs have frames.
 fn ready(files: &[File]) -> Vec<bool> {
     let fds = files
         .iter()
         .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN));
     let mut fds: Vec<PollFd<'_>> = fds.collect();
-    // A signal is as good as the end of the time.
+    // A signal may end the wait early, like the timeout.
     let _ = poll(
         &mut fds,
         PollTimeout::try_from(WAIT).unwrap_or(PollTimeout::ZERO),
@@ -158,7 +159,7 @@ fn ready(files: &[File]) -> Vec<bool> {
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
 }
 
-/// Takes all frames that are there.
+/// Takes all waiting frames of the TAPs.
 fn take<'a>(files: impl Iterator<Item = &'a mut File>, delivered: &mut u64, shared: &Shared) {
     let mut frame = [0; 4096];
     for file in files {

@@ -1,4 +1,4 @@
-//! The ways from the network to the TAPs.
+//! The paths from the network to the TAPs.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
@@ -14,31 +14,31 @@ use roamcast::proto::Timestamp;
 use super::forward::{Forwarder, RECEIVE_BUFFER};
 use super::world::{self, DESTINATION_PORT, MULTICAST_ADDRESS, SOURCE, SOURCE_PORT, STREAM};
 
-/// The uplink and the bridge in the host's namespace.
+/// Interfaces in the host's namespace: the uplink and the bridge.
 pub const UPLINK: &str = "eth0";
 pub const BRIDGE: &str = "br0";
 
-/// A way.
+/// Path of the stream to the TAPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
-    /// Multicast all the way, with the agent's programs at the uplink: what a relayed stream is
-    /// compared with.
+    /// Native multicast, with the agent's programs at the uplink: the reference of a relayed
+    /// stream.
     Native,
-    /// The same without an agent.
+    /// Native multicast, without an agent.
     Bridge,
-    /// Relayed, restored by `uplink` at TC ingress.
+    /// Relayed; `uplink` at TC ingress restores the stream.
     Tc,
-    /// At generic XDP.
+    /// Relayed; `uplink` at generic XDP restores the stream.
     XdpGeneric,
-    /// At native XDP.
+    /// Relayed; `uplink` at native XDP restores the stream.
     XdpNative,
-    /// Relayed, rewritten by one static nftables rule at netdev ingress. It is of one flow, knows
-    /// neither leases nor modes, lets every packet of the flow pass, and nothing keeps what it has
-    /// made on this host.
+    /// Relayed; one static nftables rule at netdev ingress rewrites the packets. The rule serves
+    /// one flow, knows neither leases nor modes and passes every packet of the flow, and nothing
+    /// prevents the rewritten packets from leaving this host.
     Nftables,
-    /// Relayed, received by a socket and sent to the bridge by another one.
+    /// Relayed; one socket receives, and another socket sends to the bridge.
     Userspace,
-    /// The same by socat.
+    /// Relayed; socat receives and sends to the bridge.
     Socat,
 }
 
@@ -67,17 +67,17 @@ impl Way {
         }
     }
 
-    /// Whether the sender sends unicast.
+    /// Returns true if the sender sends unicast.
     pub fn is_relayed(self) -> bool {
         !matches!(self, Self::Native | Self::Bridge)
     }
 }
 
-/// What is loaded once for all ways.
+/// State that is loaded once for all paths.
 pub struct Ways {
     ifindex: u32,
     endpoints: Endpoints,
-    /// Each with pins of its own, as agents of their own would have.
+    /// Each datapath has its own pins, as if each belonged to an agent of its own.
     native: Datapath,
     tc: Datapath,
     generic: Datapath,
@@ -85,7 +85,7 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// Loads the programs, for a stream that comes from `endpoints` or natively.
+    /// Loads the programs for a stream that arrives from `endpoints` or natively.
     pub fn load(endpoints: Endpoints) -> Result<Self> {
         let load = |name: &str, hook, origins| -> Result<Datapath> {
             let datapath = Datapath::load(&DatapathConfig {
@@ -108,7 +108,7 @@ impl Ways {
         })
     }
 
-    /// Opens a way; it is closed when the result is dropped.
+    /// Opens a path. Dropping the result closes the path.
     pub fn open(&self, way: Way) -> Result<Open<'_>> {
         let host = |address: [u8; 16], port| SocketAddrV6::new(address.into(), port, 0, 0);
         let at = host(self.endpoints.agent_address, self.endpoints.agent_port);
@@ -161,7 +161,7 @@ impl Ways {
     }
 }
 
-/// Entry of `RELAY_FLOWS`.
+/// Returns the entry of `RELAY_FLOWS` for the stream.
 fn relay_flow(stream: &StreamKey, endpoints: &Endpoints) -> (RelayFlowKey, RelayFlow) {
     let address_difference = relay::to_multicast(stream, endpoints);
     let key = RelayFlowKey {
@@ -179,7 +179,7 @@ fn relay_flow(stream: &StreamKey, endpoints: &Endpoints) -> (RelayFlowKey, Relay
     (key, flow)
 }
 
-/// An open way.
+/// An open path. Dropping the value closes the path.
 pub enum Open<'a> {
     Nothing,
     Programs(&'a Datapath, u32),
@@ -189,7 +189,8 @@ pub enum Open<'a> {
 }
 
 impl Open<'_> {
-    /// Packets that a relay of this process has sent on.
+    /// Returns the number of packets that a relay in this process has forwarded; `None` without
+    /// such a relay.
     pub fn forwarded(&self) -> Option<u64> {
         match self {
             Self::Thread(forwarder) => Some(forwarder.forwarded()),
@@ -197,7 +198,7 @@ impl Open<'_> {
         }
     }
 
-    /// The process that works besides this one.
+    /// Returns the process id of a relay outside this process; `None` without such a relay.
     pub fn process(&self) -> Option<u32> {
         match self {
             Self::Process(child) => Some(child.id()),
@@ -208,7 +209,7 @@ impl Open<'_> {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        // What stays would be in the way of the next one, which says so.
+        // Errors are ignored: remains of this path make the next path fail, which reports them.
         match self {
             Self::Nothing | Self::Thread(_) => {}
             Self::Programs(datapath, ifindex) => {

@@ -15,17 +15,17 @@ use common::relay::{self, Endpoints};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// BPF file system of the bench alone.
+/// Mount point of the bench's private BPF file system.
 pub const BPF_FS: &str = "/sys/fs/bpf";
 
-/// Source of the stream.
+/// Source address of the stream.
 pub const SOURCE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
-/// Where the stream goes to.
+/// Destination address of the stream.
 pub const MULTICAST_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0x1234, 1);
 pub const SOURCE_PORT: u16 = 5003;
 pub const DESTINATION_PORT: u16 = 5004;
 
-/// The stream as a key.
+/// Key of the stream in the maps.
 pub const STREAM: StreamKey = StreamKey {
     multicast_address: MULTICAST_ADDRESS.octets(),
     source: SOURCE.octets(),
@@ -35,7 +35,8 @@ pub const STREAM: StreamKey = StreamKey {
     pad: 0,
 };
 
-/// The relayed form of the stream between two hosts.
+/// Returns the endpoints of the relayed stream between two hosts, with ports that keep the UDP
+/// checksum.
 pub fn endpoints(relay_address: Ipv6Addr, agent_address: Ipv6Addr) -> Result<Endpoints> {
     let (relay_address, agent_address) = (relay_address.octets(), agent_address.octets());
     let (relay_port, agent_port) = relay::port_pairs(&STREAM, &relay_address, &agent_address)
@@ -49,8 +50,8 @@ pub fn endpoints(relay_address: Ipv6Addr, agent_address: Ipv6Addr) -> Result<End
     })
 }
 
-/// Puts the calling thread, and those it starts, into a network and a mount namespace of their
-/// own, with a BPF file system.
+/// Moves the calling thread, and the threads that it starts, to new network and mount namespaces
+/// with a BPF file system.
 pub fn enter() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .context("Failed to make namespaces: run as root")?;
@@ -68,11 +69,11 @@ pub fn enter() -> Result<()> {
     prepare()
 }
 
-/// A network namespace without a name; gone when nothing refers to it.
+/// An unnamed network namespace; disappears with the last reference.
 pub struct Namespace(File);
 
 impl Namespace {
-    /// Makes one.
+    /// Creates a namespace.
     pub fn new() -> Result<Self> {
         on_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).context("Failed to make a namespace")?;
@@ -83,7 +84,7 @@ impl Namespace {
         })
     }
 
-    /// Runs a closure on a thread in it.
+    /// Runs a closure on a thread inside the namespace.
     pub fn within<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_thread(|| {
             setns(&self.0, CloneFlags::CLONE_NEWNET).context("Failed to enter a namespace")?;
@@ -91,7 +92,7 @@ impl Namespace {
         })
     }
 
-    /// Its name for `ip`.
+    /// Returns the path that names the namespace for `ip`.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
@@ -106,7 +107,7 @@ fn on_thread<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     })
 }
 
-/// Addresses are usable at once, the loopback is up.
+/// Disables DAD, so that addresses are usable at once, and sets the loopback up.
 fn prepare() -> Result<()> {
     for setting in ["all/accept_dad", "default/accept_dad"] {
         sysctl(setting, "0")?;
@@ -114,14 +115,14 @@ fn prepare() -> Result<()> {
     ip("link set lo up\n")
 }
 
-/// Changes a setting of IPv6 in the namespace of the calling thread.
+/// Sets an IPv6 sysctl, relative to `net/ipv6/conf`, in the calling thread's namespace.
 pub fn sysctl(setting: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/ipv6/conf/{setting}");
     fs::write(&path, value).with_context(|| format!("Failed to write {path}"))
 }
 
-/// Lets bridges of the calling thread's namespace pass frames by netfilter no more, as on hosts
-/// without `br_netfilter`.
+/// Stops the bridges of the calling thread's namespace from passing frames to netfilter, as on
+/// hosts without `br_netfilter`.
 pub fn no_bridge_netfilter() -> Result<()> {
     let path = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
     match fs::write(path, "0") {
@@ -132,17 +133,17 @@ pub fn no_bridge_netfilter() -> Result<()> {
     }
 }
 
-/// Runs `ip` with commands, one a line, in the namespace of the calling thread.
+/// Runs `ip` commands, one per line, in the calling thread's namespace.
 pub fn ip(batch: &str) -> Result<()> {
     with_input("ip", ["-batch", "-"], batch)
 }
 
-/// Runs `bridge` likewise.
+/// Runs `bridge` commands, one per line, in the calling thread's namespace.
 pub fn bridge(batch: &str) -> Result<()> {
     with_input("bridge", ["-batch", "-"], batch)
 }
 
-/// Runs a command that reads its input, in the namespace of the calling thread.
+/// Runs a command with `input` as its standard input, in the calling thread's namespace.
 pub fn with_input<S: AsRef<OsStr>>(
     program: &str,
     arguments: impl IntoIterator<Item = S>,
@@ -171,8 +172,8 @@ pub fn with_input<S: AsRef<OsStr>>(
     Ok(())
 }
 
-/// Joins the calling thread's namespace with another by a pair of interfaces. Checksums are
-/// finished by the other side, as those of packets from a wire are.
+/// Connects the calling thread's namespace to another one by a veth pair. The peer completes
+/// checksums in software, so its packets arrive with full checksums, as from a wire.
 pub fn link(interface: &str, peer: &Namespace, peer_interface: &str) -> Result<()> {
     ip(&format!(
         "link add {interface} type veth peer name {peer_interface} netns {}\n\
@@ -185,7 +186,7 @@ pub fn link(interface: &str, peer: &Namespace, peer_interface: &str) -> Result<(
     })
 }
 
-/// MAC address of an interface in the calling thread's namespace.
+/// Returns the MAC address of an interface in the calling thread's namespace.
 pub fn mac(interface: &str) -> Result<String> {
     let addresses = nix::ifaddrs::getifaddrs().context("Failed to list interfaces")?;
     addresses
