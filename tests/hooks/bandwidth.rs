@@ -1,4 +1,4 @@
-//! libvirt's `<bandwidth>`, set before and after the agent started, changed and cleared.
+//! libvirt's `<bandwidth>`: set before and after the start of the agent, changed, and cleared.
 
 use common::maps::ListenerKey;
 use roamcast::datapath::{Hook, HookView, Program};
@@ -17,7 +17,7 @@ const NONE: Bandwidth = Bandwidth {
     outbound: None,
 };
 
-/// Every combination, with a rate that the frames of a test stay below.
+/// Returns every combination of limits, at a rate that the frames of a test stay below.
 fn combinations() -> [Bandwidth; 3] {
     [
         (None, Some(2000)),
@@ -27,7 +27,7 @@ fn combinations() -> [Bandwidth; 3] {
     .map(|(inbound, outbound)| Bandwidth { inbound, outbound })
 }
 
-/// `status` tells the side, and the qdiscs that there are now.
+/// Checks that `status` shows the side of each program and the current qdiscs.
 fn assert_views(
     agent: &Tended,
     limits: &Limits<'_>,
@@ -69,7 +69,7 @@ fn assert_views(
     }
 }
 
-/// libvirt's qdiscs are there, untouched by ours.
+/// Checks that libvirt's qdiscs exist and that the agent has not changed them.
 fn assert_limits(limits: &Limits<'_>, bandwidth: Bandwidth) {
     let qdiscs = limits.show("qdisc show dev TAP");
     assert_eq!(
@@ -98,7 +98,8 @@ fn limits_of_a_domain_can_be_set_changed_and_cleared_at_any_time() {
                 tap: "vnet0",
             };
             limits.no_queue();
-            // Before the agent is there; then it is; then all that `virsh domiftune` can do.
+            // The first limits precede the agent. All changes that `virsh domiftune` can make
+            // follow while the agent runs.
             limits.set(first);
             setup.host.run_with_bpffs(|bpffs| {
                 let mut agent = Tended::start(&config(bpffs, hook));
@@ -161,7 +162,7 @@ fn limits_hold_while_the_programs_are_there() {
             } else {
                 println!("skipped: this kernel cannot police");
             }
-            // `gate` counts before the queue, `snoop` before the policer.
+            // `gate` counts packets before the queue; `snoop` sees Reports before the policer.
             let delivered = agent.datapath.delivered(Some(setup.ifindex)).unwrap();
             let packets: u64 = delivered.iter().map(|(_, value)| value.packets).sum();
             assert_eq!(packets, 50);
@@ -192,7 +193,7 @@ fn new_tap_gets_no_qdisc_of_ours_while_libvirt_sets_it_up() {
         assert!(!agent.add(Role::Tap, "vnet0", false), "it waits");
         assert!(agent.hooks.problems()[0].starts_with("vnet0: its programs wait"));
         agent.catch_up();
-        // Each of these fails if there is a qdisc of ours.
+        // Each of these commands fails if the TAP has a qdisc of the agent.
         limits.no_queue();
         agent.catch_up();
         limits.must("qdisc del dev TAP root");

@@ -1,4 +1,4 @@
-//! Programs and filters of somebody else, there before ours and added after.
+//! Foreign programs and filters, attached before and after the agent's programs.
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
@@ -14,7 +14,8 @@ use super::netns::{privileged, wait_for};
 use super::tended::views;
 use super::{assert_both_work, config};
 
-/// Somebody else's program on the TAP's egress, which counts in maps of its own: here, too, `gate`.
+/// A foreign program on the TAP's egress, which counts in maps of its own: a second instance of
+/// `gate`.
 struct Foreign(Ebpf);
 
 impl Foreign {

@@ -1,4 +1,4 @@
-//! What an agent leaves behind: nothing that the next one, or `roamcast cleanup`, does not find.
+//! Leftovers of an agent: the next agent and `roamcast cleanup` find all of them.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use super::limits::Limits;
 use super::netns::privileged;
 use super::{assert_both_work, config};
 
-/// Qdiscs and filters of the TAP and the uplink, as `tc` shows them.
+/// Returns the qdiscs and filters of the TAP and the uplink, as `tc` shows them.
 fn traffic_control(setup: &Bridged) -> String {
     ["vnet0", "up0"]
         .into_iter()
@@ -145,7 +145,8 @@ fn agent_that_comes_back_exchanges_programs_in_the_same_filters() {
     });
 }
 
-/// Versions before this one used `clsact`, and named filters as the programs.
+/// Attaches programs like earlier versions, which used `clsact` and gave filters the names of their
+/// programs.
 fn attach_as_earlier_versions(ebpf: &mut Ebpf) {
     qdisc_add_clsact("vnet0").unwrap();
     for (name, side) in [

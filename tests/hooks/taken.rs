@@ -1,4 +1,4 @@
-//! What somebody takes away or puts in the way while the agent runs.
+//! Others remove the agent's hooks, or occupy their places, while the agent runs.
 
 use roamcast::datapath::{Datapath, DatapathError, Hook, Program};
 use roamcast::runtime::agent::hooks::{Role, State};

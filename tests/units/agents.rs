@@ -1,4 +1,4 @@
-//! The agent.
+//! The agent under the restrictions of its unit.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use super::netns::{Namespace, wait_for};
 use super::systemd::{Systemd, group, possible, unit};
 use super::tap::Guest;
 
-/// Without any, the agent warns that nothing may move.
+/// Policy rules; without rules, the agent warns that nothing may move.
 const RULES: &str = "[[policy.depart]]\ndomains = [\"tv-*\"]\ndestinations = [\"vms2\"]\n\
                      [[policy.arrive]]\nsources = [\"vms2\"]\ndomains = [\"tv-*\"]";
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
@@ -71,7 +71,7 @@ fn agent_attaches_adopts_and_knows_what_a_vm_listens_to() {
     });
 }
 
-/// A process of another user, as QEMU is; killed on drop.
+/// A process of another user, like QEMU; dropping the value kills the process.
 struct Other(Child);
 
 impl Drop for Other {
@@ -98,7 +98,7 @@ fn agent_sees_what_the_process_of_another_user_has_open_and_does() {
         let name = std::fs::read_to_string(format!("{process}/comm")).ok()?;
         (name == "sleep\n").then_some(())
     });
-    // What `hypervisor::main_loop` reads of a QEMU.
+    // The script reads the same files as `hypervisor::main_loop` reads of a QEMU process.
     let script = format!(
         "cd {process} && readlink ns/net && cat fdinfo/0 && readlink fd/0 && cat stat syscall && echo all"
     );

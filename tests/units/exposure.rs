@@ -1,10 +1,10 @@
-//! What `systemd-analyze security` says of each unit.
+//! Exposure of each unit according to `systemd-analyze security`.
 
 use std::process::Command;
 
 use super::systemd::{known, unit};
 
-/// Units, and the exposure that each has at most, in tenths.
+/// Units with the upper limit of their exposure, in tenths.
 const PROMISED: [(&str, u32); 5] = [
     ("roamcast", 30),
     ("roamcast-relay", 25),
@@ -29,7 +29,7 @@ fn exposure_of_each_unit_is_at_most_what_is_promised() {
         let line = said.lines().last().unwrap_or_default();
         println!("{name}: at most {promised} tenths; {line}");
         assert!(line.contains("exposure level"), "{name}: {output:?}");
-        // Above the threshold it fails.
+        // The command fails if the exposure exceeds the threshold.
         assert!(output.status.success(), "{said}");
     }
 }

@@ -1,4 +1,4 @@
-//! The mapping server, and a node that registers there.
+//! The mapping server under the restrictions of its unit, and a node that registers there.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ const PORT: u16 = 47413;
 const SERVER: &str = "2001:db8:1::1";
 const NODE: &str = "2001:db8:1::2";
 
-/// A server with a node on the same link.
+/// Returns two connected namespaces: one for the server and one for a node.
 fn network() -> (Namespace, Namespace) {
     let (server, node) = (Namespace::new("server"), Namespace::new("node"));
     let peer = node.name();
@@ -29,7 +29,7 @@ fn network() -> (Namespace, Namespace) {
     (server, node)
 }
 
-/// What `migkick node status` says.
+/// Returns the output of `migkick node status`, or `None` if there is none.
 fn node_status() -> Option<Value> {
     let mut command = Command::new(binaries::path("migkick").unwrap());
     let output = command.args(["node", "status", "--json"]).output().unwrap();
@@ -44,7 +44,7 @@ fn mapping_server_enrolls_and_serves_and_a_node_registers() {
     let (server_side, node_side) = network();
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    // The operator's configuration names the secret, that of the service has it from systemd.
+    // The operator's configuration names the secret; the service receives the secret from systemd.
     let files = Files::new(directory, PORT, "");
     let config = directory.join("server.toml");
     fs::copy(files.path("ims.toml"), &config).unwrap();
@@ -53,7 +53,7 @@ fn mapping_server_enrolls_and_serves_and_a_node_registers() {
     let store = files.path("store");
     give(&store);
     give(directory);
-    // Root's, as /etc/migkick and /var/lib/migkick are.
+    // This directory belongs to root, as /etc/migkick and /var/lib/migkick do.
     let own = tempfile::tempdir().unwrap();
     let key = own.path().join("node.toml");
     let enroll = |number: u32| {
@@ -68,7 +68,7 @@ fn mapping_server_enrolls_and_serves_and_a_node_registers() {
         ]);
         assert!(output.status.success(), "{output:?}");
     };
-    // Before there is a server root makes its store.
+    // Root creates the store before the first start of the server.
     server_side.run(|| enroll(1));
 
     let mut systemd = Systemd::new("roamcast-ims", directory);

@@ -1,4 +1,4 @@
-//! The relay and the migration control server.
+//! The relay and the migration control server under the restrictions of their units.
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -77,7 +77,8 @@ fn relay_relays_and_adopts_and_its_operator_is_root() {
             };
             let relay = run(&systemd);
             received.more(200);
-            // The operator's hook is where it was, so it is found without the right to look at others.
+            // The hook of the killed relay is unchanged, so the new relay finds it without the
+            // right to inspect other programs.
             let shown = net.status();
             assert_eq!(shown["memberships"][0]["holder"], "kernel", "{shown}");
             let refused = cleaner();

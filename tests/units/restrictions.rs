@@ -1,4 +1,4 @@
-//! That what the other tests run under is no empty word.
+//! Checks that the restrictions of the other tests really take effect.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn service_has_the_user_capabilities_and_mask_of_its_unit() {
         let set = numbers.iter().fold(0_u64, |set, number| set | 1 << number);
         format!("{set:016x}")
     };
-    // NET_ADMIN, NET_RAW, PERFMON, BPF; DAC_READ_SEARCH, SYS_PTRACE.
+    // 2 DAC_READ_SEARCH, 12 NET_ADMIN, 13 NET_RAW, 19 SYS_PTRACE, 38 PERFMON, 39 BPF.
     let relay = bits(&[12, 38, 39]);
     let agent = bits(&[2, 12, 13, 19, 38, 39]);
     let node = bits(&[12, 13, 38, 39]);
@@ -95,9 +95,9 @@ fn service_that_wants_more_memory_or_tasks_than_its_unit_gives_does_not_get_them
     if !possible() {
         return;
     }
-    // The one with the tightest limits: 512 MiB and 16 tasks.
+    // The unit with the tightest limits: 512 MiB and 16 tasks.
     let name = "migkick-node";
-    // One line without an end, which is in memory as a whole.
+    // One line without a newline, so the whole line is in memory.
     let takes = |mebibytes: u32| {
         let script = format!(
             "x=$(head -c {mebibytes}M /dev/zero | tr '\\0' x | tail -n 1 | wc -c); echo $x"

@@ -1,4 +1,5 @@
-//! What systemd does for a service, as far as the tests need it.
+//! The services of systemd that the tests need: restrictions, notifications, directories,
+//! credentials.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -11,10 +12,10 @@ use lab::confine::{self, ControlGroup, DYNAMIC_USER, Unit};
 
 use super::netns::{privileged, wait_for};
 
-/// How long a loop may stand still, µs.
+/// Longest time between two signs of life of a service's loop, µs.
 const WATCHDOG_USEC: u32 = 2_000_000;
 
-/// The file of a unit.
+/// Returns the path of a unit's file in the source tree.
 pub(super) fn unit(name: &str) -> PathBuf {
     let package = if name == "migkick-node" {
         "migkick"
@@ -27,12 +28,13 @@ pub(super) fn unit(name: &str) -> PathBuf {
         .join(format!("{name}.service"))
 }
 
-/// A group with the limits of a unit.
+/// Returns a control group with the limits of a unit.
 pub(super) fn group(name: &str) -> ControlGroup {
     ControlGroup::new(&Unit::read(&unit(name)).unwrap()).unwrap()
 }
 
-/// Whether there is `systemd-analyze`; prints why not. Fails where CI has to have it.
+/// Returns true if `systemd-analyze` exists, and prints the reason of the skip otherwise. Panics in
+/// CI, which must have the program.
 pub(super) fn known() -> bool {
     let is_possible = confine::is_possible();
     if !is_possible {
@@ -45,12 +47,13 @@ pub(super) fn known() -> bool {
     is_possible
 }
 
-/// Whether services can be started.
+/// Returns true if the tests can start services: as root, with `systemd-analyze`.
 pub(super) fn possible() -> bool {
     privileged() && known()
 }
 
-/// Starts the services of a unit, in a group with its limits, and hears how they are.
+/// Starts the services of a unit in a control group with the unit's limits, and receives their
+/// notifications.
 pub(super) struct Systemd {
     unit: PathBuf,
     group: ControlGroup,
@@ -61,7 +64,7 @@ pub(super) struct Systemd {
 }
 
 impl Systemd {
-    /// For a unit, with its socket in a directory.
+    /// Prepares the services of a unit, with the notification socket in a directory.
     pub(super) fn new(name: &str, directory: &Path) -> Self {
         let path = directory.join("notify");
         let _ = fs::remove_file(&path);
@@ -78,7 +81,8 @@ impl Systemd {
         }
     }
 
-    /// A command that runs one of our programs as the unit says; it may write to `writable`.
+    /// Returns a command that runs one of the project's programs under the restrictions of the
+    /// unit. The program may also write to `writable`.
     pub(super) fn command(&self, writable: &[&Path], program: &str) -> Command {
         let program = binaries::path(program).unwrap();
         let mut command = confine::command(&self.unit, &self.group, writable, &program).unwrap();
@@ -88,8 +92,8 @@ impl Systemd {
         command
     }
 
-    /// Waits until the service has started and has shown twice that its loop goes round. By then it has
-    /// met no limit of its group.
+    /// Waits until the service is ready and its loop has sent two signs of life. The service must
+    /// then run in the group and have met no limit.
     pub(super) fn wait(&mut self) {
         wait_for("READY=1 and two signs of life", || {
             let mut text = [0; 1024];
@@ -105,7 +109,7 @@ impl Systemd {
     }
 }
 
-/// A service; killed on drop.
+/// A running service. Dropping the value kills the service.
 pub(super) struct Service(Child);
 
 impl Service {
@@ -113,7 +117,7 @@ impl Service {
         Self(command.spawn().unwrap())
     }
 
-    /// Waits until something is so, while the service runs.
+    /// Waits until `condition` returns a value. Panics if the service ends before.
     pub(super) fn wait<T>(&mut self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         wait_for(what, || {
             let ended = self.0.try_wait().unwrap();
@@ -130,15 +134,15 @@ impl Drop for Service {
     }
 }
 
-/// Gives a directory to the user of `DynamicUser=`, as `RuntimeDirectory=` does.
+/// Creates a directory for the user of `DynamicUser=`, as `RuntimeDirectory=` does.
 pub(super) fn give(directory: &Path) {
     fs::create_dir_all(directory).unwrap();
     fs::set_permissions(directory, Permissions::from_mode(0o700)).unwrap();
     chown(directory, Some(DYNAMIC_USER), Some(DYNAMIC_USER)).unwrap();
 }
 
-/// Reads files of root's for a service, as `LoadCredential=` does: root's, readable by the user, which the
-/// mode shows as readable by a group.
+/// Copies files of root for a service, as `LoadCredential=` does. The copies belong to root and the
+/// user may read them, which their mode shows as readable by a group.
 pub(super) fn load_credentials(directory: &Path, files: &[(&str, &Path)]) -> PathBuf {
     let credentials = directory.join("credentials");
     fs::create_dir_all(&credentials).unwrap();
@@ -153,7 +157,7 @@ pub(super) fn load_credentials(directory: &Path, files: &[(&str, &Path)]) -> Pat
     credentials
 }
 
-/// Takes keys out of a configuration, which then have their defaults, and returns their values.
+/// Removes keys from a configuration, so that their defaults apply. Returns the removed values.
 pub(super) fn take_keys<const N: usize>(config: &Path, keys: [&str; N]) -> [PathBuf; N] {
     let text = fs::read_to_string(config).unwrap();
     let value = |line: &str, key: &str| {
