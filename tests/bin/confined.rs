@@ -1,4 +1,5 @@
-//! A program under the restrictions of a systemd unit. Started by the test `units`, not by hand.
+//! Runs a program under the restrictions of a systemd unit. The test `units` starts this program;
+//! it is not for use by hand.
 
 use std::process::ExitCode;
 

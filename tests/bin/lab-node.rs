@@ -1,5 +1,5 @@
-//! What runs inside the lab's namespaces: a router or a host. Started by the `lab` library,
-//! not by hand.
+//! The process of a router or a host inside the lab's namespaces. The `lab` library starts this
+//! program; it is not for use by hand.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! PID 1 of the host machine: loads the kernel's modules, runs the command that the outside sends,
-//! and sends back what the command prints and how it ended. Started by the machine's `init.sh`,
-//! not by hand.
+//! and sends back the command's output and exit code. The machine's `init.sh` starts this program;
+//! it is not for use by hand.
 
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
@@ -20,17 +20,17 @@ use nix::mount::{MsFlags, mount};
 use nix::pty::{Winsize, openpty};
 use nix::sys::wait::{WaitStatus, wait};
 
-/// How long the port may take to appear after its driver was loaded.
+/// Time limit for the port to appear after its driver was loaded.
 const PORT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long the command's output may stay open once the command has ended: a process that it left
-/// behind may hold it for ever.
+/// Time limit for the end of the output once the command has ended: a process that the command left
+/// behind may keep the output open for ever.
 const OUTPUT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long the outside may take to end the machine after the last message.
+/// Time limit for the outside to end the machine after the last message.
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a shell says of a command that cannot be started.
+/// Exit code that a shell returns for a command that cannot be started.
 const NOT_STARTED: u8 = 127;
 
 fn main() {
@@ -43,7 +43,7 @@ fn main() {
     } else {
         thread::sleep(END_DEADLINE);
     }
-    // The end of PID 1 would be taken for a kernel panic.
+    // The kernel panics if PID 1 ends, so PID 1 turns the machine off and never returns.
     let _ = fs::write("/proc/sysrq-trigger", "o");
     loop {
         thread::park();
@@ -66,7 +66,7 @@ fn run() -> Result<()> {
     port.send(&FromMachine::Exit(code))
 }
 
-/// The virtio-serial port, shared by those who send.
+/// The virtio-serial port, shared by all threads that send.
 #[derive(Clone)]
 struct Port(Arc<Mutex<File>>);
 
@@ -78,7 +78,7 @@ impl Port {
             .context("Cannot write to the machine's port")
     }
 
-    /// Sends what comes from `from` until it ends; `closed` is dropped then.
+    /// Starts a thread that sends all bytes of `from` until their end, and then drops `closed`.
     fn forward(
         &self,
         mut from: impl Read + Send + 'static,
@@ -88,7 +88,7 @@ impl Port {
         let port = self.clone();
         thread::spawn(move || {
             let mut chunk = vec![0; MAX_PAYLOAD];
-            // A terminal's end is the error EIO.
+            // A terminal signals its end by the error EIO.
             while let Ok(length @ 1..) = from.read(&mut chunk) {
                 if port.send(&kind(chunk[..length].to_vec())).is_err() {
                     break;
@@ -141,10 +141,11 @@ fn receive_job(mut port: &File) -> Result<(Job, Decoder)> {
     }
 }
 
-/// Makes a host of the machine: names, loopback, modules, the writable directory.
+/// Sets the machine up as a host: names, loopback, modules, the writable directory.
 fn set_up(job: &Job, port: &Port) -> Result<()> {
     fs::write("/proc/sys/kernel/hostname", "machine").context("Cannot set the host's name")?;
-    // libvirt looks its own name up, and waits long for servers that are not there.
+    // libvirt looks up its own host name, and without this file waits long for missing name
+    // servers.
     fs::write(
         "/etc/hosts",
         "127.0.0.1 localhost machine\n::1 localhost machine\n",
@@ -161,7 +162,7 @@ fn set_up(job: &Job, port: &Port) -> Result<()> {
         None::<&str>,
     )
     .with_context(|| format!("Cannot have {} as modules", job.modules.display()))?;
-    // What the kernel lacks is no reason not to run: the command may not need it.
+    // A module that the kernel lacks is only reported, because the command may not need it.
     let loaded = command("modprobe", job)
         .arg("--all")
         .args(&job.load)
@@ -183,7 +184,8 @@ fn set_up(job: &Job, port: &Port) -> Result<()> {
             output,
             Some("9p"),
             MsFlags::empty(),
-            // Without a cache, what a program has written is outside when the machine is killed.
+            // Without a cache, everything that a program has written is outside when the machine is
+            // killed.
             Some("trans=virtio,version=9p2000.L,msize=512000,cache=none"),
         )
         .with_context(|| format!("Cannot mount {}", output.display()))?;
@@ -191,7 +193,7 @@ fn set_up(job: &Job, port: &Port) -> Result<()> {
     Ok(())
 }
 
-/// A command with the job's environment.
+/// Returns a command with the job's `PATH` and no input.
 fn command(program: &str, job: &Job) -> Command {
     let path = job.environment.iter().find(|(name, _)| name == "PATH");
     let mut command = Command::new(program);
@@ -202,17 +204,17 @@ fn command(program: &str, job: &Job) -> Command {
     command
 }
 
-/// The command, running.
+/// The running command.
 struct Running {
     child: Child,
-    /// Disconnected once all output has ended.
+    /// Disconnects once all output has ended.
     closed: Receiver<()>,
 }
 
 impl Running {
     fn start(job: &Job, port: &Port, input: File, decoder: Decoder) -> Result<Self> {
         let (program, arguments) = job.command.split_first().context("There is no command")?;
-        // A session of its own, so that it does not get what is meant for PID 1.
+        // A session of its own keeps the command from signals that are meant for PID 1.
         let mut command = Command::new("setsid");
         let (sender, closed) = mpsc::channel();
         let terminal = job.terminal.map(terminal).transpose()?;
@@ -252,7 +254,8 @@ impl Running {
         Ok(Self { child, closed })
     }
 
-    /// Waits for the command, and for orphans meanwhile, and returns the exit code.
+    /// Waits for the command, and reaps orphans meanwhile. Returns the exit code, or 128 plus the
+    /// number of the signal that ended the command.
     fn finish(self) -> Result<u8> {
         let id = i32::try_from(self.child.id())?;
         let code = loop {
@@ -266,13 +269,13 @@ impl Running {
                 _ => {}
             }
         };
-        // Nothing is ever sent: this ends when all senders are dropped, or when the time is up.
+        // Nobody ever sends: the call returns when all senders are dropped or the time is over.
         let _ = self.closed.recv_timeout(OUTPUT_DEADLINE);
         Ok(code)
     }
 }
 
-/// Opens a terminal of this size: its side for us, and that for the command.
+/// Opens a terminal of this size. Returns our side and the command's side.
 fn terminal((rows, columns): (u16, u16)) -> Result<(File, OwnedFd)> {
     let size = Winsize {
         ws_row: rows,
@@ -284,7 +287,7 @@ fn terminal((rows, columns): (u16, u16)) -> Result<(File, OwnedFd)> {
     Ok((File::from(pair.master), pair.slave))
 }
 
-/// Types what the outside sends.
+/// Writes the outside's input to the terminal.
 fn type_in(mut port: File, mut decoder: Decoder, mut keyboard: File) {
     let mut chunk = vec![0; MAX_PAYLOAD];
     loop {

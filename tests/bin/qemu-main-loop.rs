@@ -1,4 +1,5 @@
-//! A main loop like that of QEMU, without a VM. Started by the test `vhost`, not by hand.
+//! A main loop like QEMU's, without a VM. The test `vhost` and the bench `rates` start this
+//! program; it is not for use by hand.
 
 use std::process::ExitCode;
 

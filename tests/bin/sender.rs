@@ -1,10 +1,11 @@
-//! Sends the probe's multicast stream: stamped packets, evenly spaced, over one or many addresses.
+//! Sends the probe's multicast stream: stamped, evenly spaced packets to one or many addresses.
 //!
-//! Pacing is by absolute deadlines, so that a late packet does not shift the ones after it. Ends
-//! on SIGTERM, SIGINT or after `--duration`, and prints what it sent as JSON.
+//! Pacing uses absolute deadlines, so a late packet does not shift the packets after it. The
+//! program ends on SIGTERM, on SIGINT or after `--duration`, and then prints a summary as JSON.
 //!
-//! SIGUSR1 makes it rest: it says how many packets it has sent, and goes on at SIGUSR2. Of packets
-//! that nothing tells apart, those sent between two rests can be counted in the guest.
+//! SIGUSR1 makes the sender rest: it prints the number of packets sent so far, and continues on
+//! SIGUSR2. The guest can thus count the packets between two rests even if nothing distinguishes
+//! them.
 
 use std::{
     fs::File,
@@ -49,10 +50,10 @@ struct Args {
     /// Number of flows, served in turn.
     #[arg(long, default_value_t = 1)]
     flows: u16,
-    /// Number of the first flow in stamps and log.
+    /// Number of the first flow in stamps and in the log.
     #[arg(long, default_value_t = 0)]
     first_flow: u16,
-    /// Seven MPEG-TS null packets in each datagram and no stamp: all are the same.
+    /// Send datagrams of seven MPEG-TS null packets without a stamp, all of them equal.
     #[arg(long, conflicts_with = "size")]
     null_packets: bool,
     /// Interface to send from.
@@ -61,21 +62,21 @@ struct Args {
     /// Packets per second over all flows.
     #[arg(long, default_value_t = 1725.0)]
     rate: f64,
-    /// UDP payload in bytes.
+    /// UDP payload, bytes.
     #[arg(long, default_value_t = 1450)]
     size: usize,
     /// Hop limit.
     #[arg(long, default_value_t = 32)]
     hop_limit: u32,
-    /// Seconds to send for; without it until SIGTERM.
+    /// Duration of the stream, seconds; without it the stream lasts until SIGTERM.
     #[arg(long)]
     duration: Option<f64>,
-    /// File for the time of each packet (14 bytes a packet).
+    /// File for the send time of each packet (14 bytes per packet).
     #[arg(long)]
     log: Option<PathBuf>,
 }
 
-/// TS packets in a datagram of `--null-packets`.
+/// TS packets per datagram with `--null-packets`.
 const NULL_PACKETS: usize = 7;
 
 static SHALL_STOP: AtomicBool = AtomicBool::new(false);
@@ -103,7 +104,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Signals are taken by a thread that waits for them: no handler, no interrupted system calls.
+/// Starts a thread that waits for the signals, so no handler runs and no signal interrupts a system
+/// call.
 fn take_signals() -> Result<()> {
     let signals: SigSet = [
         Signal::SIGTERM,
@@ -127,8 +129,8 @@ fn take_signals() -> Result<()> {
     Ok(())
 }
 
-/// Says how many packets were sent, and waits until it may go on; returns how long that took, in
-/// nanoseconds.
+/// Prints the number of sent packets and waits until the sender may continue. Returns the time of
+/// the wait, nanoseconds.
 fn rest(sent: u64) -> Result<u64> {
     let started_ns = clock::now_ns();
     println!("{}", serde_json::to_string(&Rest { sent })?);
@@ -203,7 +205,8 @@ fn send(args: &Args) -> Result<SenderSummary> {
             };
             datagram[..STAMP_LEN].copy_from_slice(&stamp.to_bytes());
         }
-        // A packet the kernel refused (no buffers, link down) keeps its number: it was due.
+        // A packet that the kernel refuses (no buffers, link down) keeps its number, because it was
+        // due.
         if socket.send_to(&datagram, destination).is_err() {
             failed += 1;
         }

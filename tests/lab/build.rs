@@ -22,7 +22,7 @@ pub(crate) fn node(lab: &str, name: &str) -> Node {
     Node::new(lab, name, registry::directory(lab).join("log"), None)
 }
 
-/// A VM host by its number, 1 or 2.
+/// Returns a VM host by its number, 1 or 2.
 pub(crate) fn vms(config: &LabConfig, number: usize) -> Result<Vms> {
     let address = vms_address(config, number);
     host(config, &format!("vms{number}"), address).map(Vms::new)
@@ -50,7 +50,7 @@ fn vms_address(config: &LabConfig, number: usize) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, host)
 }
 
-/// Parts of a built lab.
+/// Hosts of a built lab.
 pub(crate) struct Built {
     pub(crate) vms: [Vms; 2],
     /// Hosts at the relays' site.
@@ -139,8 +139,8 @@ fn sites(config: &LabConfig) -> Vec<(usize, Vec<String>)> {
         .collect()
 }
 
-/// Starts a switch's querier once its ports forward. Earlier Reports of the hosts are lost; the
-/// first round of Queries asks for them again.
+/// Starts a switch's querier once the switch's ports forward. The switch loses earlier Reports of
+/// the hosts, but the first round of Queries asks for them again.
 fn start_querier(config: &LabConfig, site: usize, ports: usize) -> Result<()> {
     let switch = node(&config.name, &format!("switch{site}"));
     switch::wait_forwarding(&switch, ports)?;
@@ -165,8 +165,8 @@ fn build_vms_links(config: &LabConfig, number: usize) -> Result<()> {
     let switch = namespace(&config.name, &format!("switch{site}"));
     let address = vms_address(config, number);
     // A bridge takes the lowest MAC of its ports. This MAC is below the MACs of libvirt's TAPs,
-    // which begin with `fe`. The kernel's random MAC of a veth may not be, and the host's MAC would
-    // change as VMs arrive and leave.
+    // which begin with `fe`. A random MAC of the kernel for a veth may be above them; the host's
+    // MAC would then change as VMs arrive and leave.
     let mac = format!("02:00:5e:10:{site:02x}:{number:02x}");
     netns::ip(
         &namespace(&config.name, &format!("vms{number}")),
@@ -200,8 +200,8 @@ fn build_further_links(config: &LabConfig) -> Result<()> {
     Ok(())
 }
 
-/// Builds a site: the switch, the router's interface, and the links of the hosts, which wait in the
-/// switch's namespace.
+/// Builds a site: the switch and the router's interface, and connects the links of the hosts, whose
+/// switch ends are already in the switch's namespace.
 fn build_site(config: &LabConfig, site: usize, hosts: &[String]) -> Result<()> {
     let lab = &config.name;
     let router = namespace(lab, "router");

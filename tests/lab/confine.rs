@@ -1,5 +1,5 @@
-//! Runs a program under the restrictions of a systemd unit without systemd: user, capabilities,
-//! filters of system calls, its view of the file system, and its limits of memory and tasks.
+//! Runs a program under the restrictions of a systemd unit, without systemd: user, capabilities,
+//! system call filters, file system view, and limits of memory and tasks.
 //!
 //! ```text
 //! confined outer UNIT WRITABLE GROUPS PROGRAM ...    control group, mounts of its own, file mode mask
@@ -8,10 +8,10 @@
 //!             '- PROGRAM ...
 //! ```
 //!
-//! Each program replaces the one before by `exec`, so they share one process. Here a filtered
-//! system call kills the process, whatever `SystemCallErrorNumber=` says, so that no refusal stays
-//! unnoticed; a few dispensable calls are exempt. Not implemented: `PrivateUsers=`, `PrivateTmp=`,
-//! `TemporaryFileSystem=`.
+//! Each program replaces its predecessor by `exec`, so all of them are one process. A filtered
+//! system call kills the process, whatever `SystemCallErrorNumber=` says, so that no refusal goes
+//! unnoticed; a few dispensable calls return an error. Not implemented: `PrivateUsers=`,
+//! `PrivateTmp=`, `TemporaryFileSystem=`.
 
 mod calls;
 mod filter;
@@ -32,10 +32,10 @@ pub use unit::Unit;
 
 use crate::binaries;
 
-/// User and group that stand in for those of `DynamicUser=`.
+/// User id and group id that stand in for the ids of `DynamicUser=`.
 pub const DYNAMIC_USER: u32 = 64_321;
 
-/// Returns true if `systemd-analyze` exists, which interprets units.
+/// Returns true if `systemd-analyze` exists; the evaluation of units needs it.
 #[must_use]
 pub fn is_possible() -> bool {
     Command::new("systemd-analyze")
@@ -44,9 +44,9 @@ pub fn is_possible() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// Returns a command that runs a program under the restrictions of a unit, in a control group that has
-/// the unit's limits. The program may also write to `writable`, as under systemd to its runtime
-/// directory.
+/// Returns a command that runs a program under the restrictions of a unit, in a control group with
+/// the unit's limits. The program may also write to `writable`, as a service may write to its
+/// runtime directory.
 ///
 /// # Errors
 ///
@@ -65,11 +65,11 @@ pub fn command(
     Ok(command)
 }
 
-/// The program `confined`. Returns only on an error.
+/// Runs the program `confined`. Returns only on an error.
 ///
 /// # Errors
 ///
-/// When a restriction or the execution of the program fails.
+/// When a restriction can't be applied or the program can't be executed.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut arguments = arguments.skip(1);
     let stage = arguments.next().unwrap_or_default();
@@ -83,7 +83,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
 fn outer(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut next = || arguments.next().context("An argument is missing");
     let (path, writable, groups, program) = (next()?, next()?, next()?, next()?);
-    // First of all: the mounts hide the groups.
+    // The groups come first, because the mounts hide them.
     for directory in std::env::split_paths(&groups) {
         group::join(&directory)?;
     }
@@ -122,7 +122,7 @@ fn inner(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     Err(error).with_context(|| format!("Cannot run {}", program.display()))
 }
 
-/// Returns the arguments of `setpriv`.
+/// Returns the arguments of `setpriv` for user, capabilities and privileges.
 fn privileges(unit: &Unit) -> Vec<String> {
     let set = |key: &str| {
         let names = unit.words(key).into_iter().map(|name| {

@@ -1,8 +1,8 @@
-//! A host of the lab with directories of its own: a VM host, a relay, a mapping server, a
+//! A host of the lab with directories of its own: a VM host, a relay, a mapping server or a
 //! correspondent.
 //!
 //! One process per host, [`crate::vms::node::run`] in `lab-node`, creates the host's mount and UTS
-//! namespaces, so the host has its own `/run`, `/etc/hosts` and BPF file system.
+//! namespaces. The host therefore has its own `/run`, `/etc/hosts` and BPF file system.
 
 use std::net::Ipv6Addr;
 use std::ops::Deref;
@@ -35,7 +35,7 @@ impl Host {
         }
     }
 
-    /// Returns the directory with everything private to this host.
+    /// Returns the directory that holds all private files of this host.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -47,14 +47,14 @@ impl Host {
         self.address
     }
 
-    /// Returns the outside path of this host's `/run`.
+    /// Returns the path of this host's `/run` as seen from outside.
     #[must_use]
     pub fn run_directory(&self) -> PathBuf {
         self.directory.join("run")
     }
 
-    /// Returns the outside path of this host's `/run/roamcast-lab`. QEMU can reach Unix sockets in
-    /// this directory.
+    /// Returns the path of this host's `/run/roamcast-lab` as seen from outside. QEMU can reach
+    /// Unix sockets in this directory.
     #[must_use]
     pub fn shared_directory(&self) -> PathBuf {
         self.run_directory().join("roamcast-lab")

@@ -1,4 +1,4 @@
-//! Debian's packaged kernels, unpacked into the cache and not installed.
+//! Debian's packaged kernels, unpacked into the cache but not installed.
 //!
 //! Guests boot the cloud kernel, the host machine boots a generic kernel.
 
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// What the names of all kernel packages begin with.
+/// Common prefix of the names of all kernel packages.
 const PREFIX: &str = "linux-image-";
 
 /// An unpacked kernel package.
@@ -43,9 +43,10 @@ pub enum Flavour {
     Cloud,
 }
 
-/// Returns the newest cloud kernel the package lists offer, downloading it into `cache` if needed.
+/// Returns the newest cloud kernel that the package lists offer. Downloads the kernel into `cache`
+/// if needed.
 ///
-/// A kernel that was unpacked before is taken as it is, without asking for a newer one.
+/// A kernel that was unpacked before is used without a check for a newer one.
 ///
 /// # Errors
 ///
@@ -61,10 +62,11 @@ pub fn newest_cloud(cache: &Path) -> Result<Kernel> {
     unpack(cache, &package, &unpacked)
 }
 
-/// Returns the kernel of `choice`, downloading it into a directory of its own in `cache` if needed.
+/// Returns the kernel of `choice`. Downloads the kernel into a directory of its own in `cache` if
+/// needed.
 ///
-/// `choice` is the name of a package, or a version or its beginning: of the generic kernels with
-/// that version, the newest one that the package lists offer is taken.
+/// `choice` is the name of a package, or a version or its beginning. A version selects the newest
+/// generic kernel with that version in the package lists.
 ///
 /// # Errors
 ///
@@ -93,9 +95,9 @@ pub fn chosen(cache: &Path, choice: &str) -> Result<Kernel> {
 }
 
 impl Kernel {
-    /// Returns the named modules and everything they depend on, in the order to load them.
+    /// Returns the named modules and all modules that they depend on, in the order of loading.
     ///
-    /// A name that is built into this kernel, or that it does not have, gives nothing.
+    /// A name yields no module if the module is built into this kernel or does not exist.
     ///
     /// # Errors
     ///
@@ -164,7 +166,8 @@ fn find(tree: &Path) -> Result<Option<Kernel>> {
 
 /// Returns the packages of a flavour whose version begins with `wanted`, oldest first.
 ///
-/// Where the lists have none, they are read anew: a machine that was just set up has no lists.
+/// If the lists have no such package, they are read anew: a machine that was just set up has no
+/// lists.
 fn offered(flavour: Flavour, wanted: &[u64]) -> Result<Vec<String>> {
     let packages = listed(flavour, wanted)?;
     if !packages.is_empty() {
@@ -186,7 +189,7 @@ fn listed(flavour: Flavour, wanted: &[u64]) -> Result<Vec<String>> {
     Ok(fitting(names, flavour, wanted))
 }
 
-/// Names of a flavour whose version begins with `wanted`, oldest first.
+/// Returns the names of a flavour whose version begins with `wanted`, oldest first.
 fn fitting<'a>(
     names: impl Iterator<Item = &'a str>,
     flavour: Flavour,
@@ -211,7 +214,7 @@ fn fitting<'a>(
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Numbers of a version, for comparing: `6.12.95+deb12` is newer than `6.9.10`.
+/// Returns the numbers of a version, for comparison: `6.12.95+deb12` is newer than `6.9.10`.
 fn numbers(version: &str) -> Vec<u64> {
     version
         .split(|character: char| !character.is_ascii_digit())
@@ -230,11 +233,12 @@ fn unpack(cache: &Path, package: &str, unpacked: &Path) -> Result<Kernel> {
     let fetch = || {
         run(Command::new("apt-get")
             .args(["--quiet", "--quiet", "download", package])
-            // Otherwise apt warns that its own user cannot write here.
+            // Without this option apt warns that its own user cannot write here.
             .args(["-o", "APT::Sandbox::User=root"])
             .current_dir(download.path()))
     };
-    // The archive keeps only the newest packages, so an old list may name a package that is gone.
+    // The archive keeps only the newest packages, so an old list may name a package that no longer
+    // exists.
     fetch().or_else(|_| refresh().and_then(|()| fetch()))?;
     let archive = fs::read_dir(download.path())?
         .flatten()
@@ -279,7 +283,7 @@ fn collect_modules(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `.../virtio_net.ko.xz` is the module `virtio_net`.
+/// Returns the name of the module in a file: `virtio_net` for `.../virtio_net.ko.xz`.
 fn module_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let (stem, _suffix) = name.split_once(".ko")?;

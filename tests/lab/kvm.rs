@@ -1,8 +1,8 @@
 //! Checks whether KVM really works on this machine.
 //!
 //! On some nested hosts `/dev/kvm` exists and QEMU's firmware runs, but KVM stops with an internal
-//! error in the middle of a kernel. The check therefore boots the guest's own kernel, which must
-//! get as far as running a program of its initramfs.
+//! error while a kernel boots. The check therefore boots the guest's own kernel, which must reach a
+//! program of its initramfs.
 
 use std::fs;
 use std::io::Read;
@@ -16,28 +16,28 @@ use std::time::{Duration, Instant};
 use crate::guest::image::Image;
 
 /// Longest silence of the kernel. With KVM the kernel boots in a second or two. On an emulated host
-/// it needs a minute, but keeps printing; a kernel that prints is not stuck.
+/// the boot takes a minute, but the kernel keeps printing, and a kernel that prints is not stuck.
 const SILENCE: Duration = Duration::from_secs(40);
 
 /// Time after which KVM counts as unusable, whatever the kernel prints.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Text that the guest prints after booting, on a line of its own: the kernel also prints its
-/// command line, which contains the command to print this text.
+/// Text that the guest prints after booting, on a line of its own. The newline matters, because the
+/// kernel also prints its command line, which contains the same text.
 const BOOTED: &str = "\nuserspace runs";
 
 /// Kernel command line. Serial output is the slowest part on an emulated host, so the kernel prints
-/// only a few lines; without any line the check could not see progress.
+/// only a few lines. With no line at all, the check could not see progress.
 const COMMAND_LINE: &str =
     "console=ttyS0 panic=-1 loglevel=6 rdinit=/bin/busybox -- echo userspace runs";
 
-/// Text that QEMU prints when KVM gives up.
+/// Text that QEMU prints when KVM fails.
 const GAVE_UP: &str = "KVM internal error";
 
 /// File with the result for this boot of the machine.
 const CACHE: &str = "/run/roamcast-lab/kvm";
 
-/// Returns true if QEMU can run the guests by KVM. The first call on a machine takes up to a few
+/// Returns true if QEMU can run the guests with KVM. The first call on a machine takes up to a few
 /// seconds.
 #[must_use]
 pub fn usable(image: &Image) -> bool {
@@ -51,7 +51,7 @@ pub fn usable(image: &Image) -> bool {
         }
         let usable = probe(image).unwrap_or(false);
         if fs::create_dir_all("/run/roamcast-lab").is_ok() {
-            // Without the file the next process only probes again.
+            // Without the file the next process just probes again.
             let _ = fs::write(CACHE, if usable { "yes\n" } else { "no\n" });
         }
         usable
@@ -93,7 +93,8 @@ enum Sign {
     Verdict(bool),
 }
 
-/// Waits for a result while there is progress. A QEMU that has ended gives no result: false.
+/// Waits for a verdict. Returns false if QEMU ends, prints nothing for `silence`, or still runs after
+/// `deadline`, each without a verdict.
 fn verdict(signs: &Receiver<Sign>, silence: Duration, deadline: Duration) -> bool {
     let end = Instant::now() + deadline;
     loop {
@@ -106,7 +107,7 @@ fn verdict(signs: &Receiver<Sign>, silence: Duration, deadline: Duration) -> boo
     }
 }
 
-/// Sends progress for all output, and the result `usable` at `text`.
+/// Reports progress for all output, and the verdict `usable` when `text` appears.
 fn report(
     mut output: impl Read + Send + 'static,
     text: &'static str,

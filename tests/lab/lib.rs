@@ -1,7 +1,7 @@
 //! The lab in which Roamcast is tested.
 //!
-//! The lab has a sender, a multicast router, and two sites. Each site has an access switch with a
-//! VM host (VMS) behind it. Every node is a network namespace:
+//! The lab has a sender, a multicast router, and two sites. Each site has an access switch and a VM
+//! host (VMS) behind it. Every node is a network namespace:
 //!
 //! ```text
 //!                        +--------+ site1  +---------+      +------------------+

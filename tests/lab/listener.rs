@@ -1,4 +1,4 @@
-//! Source-specific joins, for which the socket crates have no call on IPv6 (RFC 3678 section 5).
+//! Source-specific joins on IPv6 (RFC 3678 section 5), which the socket crates do not offer.
 
 use std::net::Ipv6Addr;
 
@@ -7,12 +7,12 @@ use linux::multicast;
 use nix::net::if_::if_nametoindex;
 use socket2::Socket;
 
-/// Joins (`source`, `multicast_address`) on an interface of the calling thread's namespace, in
-/// INCLUDE mode. Closing the socket leaves.
+/// Joins (`source`, `multicast_address`) in INCLUDE mode on an interface of the calling thread's
+/// namespace. Closing the socket leaves the address.
 ///
 /// # Errors
 ///
-/// When there is no such interface or the kernel refuses.
+/// When the interface does not exist or the kernel refuses the join.
 pub fn join_source(
     socket: &Socket,
     interface: &str,

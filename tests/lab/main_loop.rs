@@ -1,15 +1,15 @@
-//! A process that reads TAPs like QEMU's main thread, for the test `vhost` and the bench `rates`:
-//! it sleeps in `poll`, and after the stop of the VM it reads one or a few frames from each TAP's
-//! queue, sooner or later.
+//! A process that reads TAPs like QEMU's main thread, for the test `vhost` and the bench `rates`.
+//! The process sleeps in `poll`. After the stop of the VM it reads one or a few frames from each
+//! TAP's queue, sooner or later.
 //!
 //! ```text
 //!  VM runs:  poll(orders)                            vhost-net reads the TAPs
-//!            poll(orders, TAP) --> numbers           without vhost-net: it serves the VM
-//!  stopped:  held up --> poll(orders, TAPs) --> frames of each, which are told
+//!            poll(orders, TAP) --> numbers           without vhost-net: the process serves the VM
+//!  stopped:  held up --> poll(orders, TAPs) --> frames of each TAP, which are reported
 //! ```
 //!
 //! The program has the name that the agent expects of a QEMU. Its main thread can take another
-//! name, which hides it from the agent.
+//! name, which hides the process from the agent.
 
 #![allow(unsafe_code, reason = "TAPs are inherited by number")]
 
@@ -26,13 +26,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::binaries;
 
-/// Name of the program, and of its main thread while the agent should see it.
+/// Name of the program, and of its main thread while the agent should see the process.
 pub const NAME: &str = "qemu-main-loop";
-/// Name of the main thread while the agent should not see it.
+/// Name of the main thread while the agent should not see the process.
 const HIDDEN: &str = "main-loop";
-/// Reported length of a frame, bytes.
+/// Limit of the reported part of a frame, bytes.
 const TOLD_BYTES: usize = 128;
-/// Most frames to read from a TAP in a row, as in QEMU.
+/// Limit of frames read from a TAP in a row, as in QEMU.
 const AT_ONCE: usize = 50;
 /// Offset of the number in a numbered datagram: behind Ethernet, IPv6 and UDP header.
 const NUMBER: std::ops::Range<usize> = 62..66;
@@ -46,17 +46,17 @@ const MULTICAST: u8 = 0xff;
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const ETHER_TYPE: std::ops::Range<usize> = 12..14;
 
-/// Length of an order: kind, mode, number, and a time in microseconds.
+/// Length of an order, bytes: kind, mode, number, and a time in microseconds.
 const ORDER_BYTES: usize = 7;
 
-/// What keeps the main loop from its TAPs after the stop.
+/// Reason for the delay between the stop and the main loop's next look at its TAPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldUp {
     /// The main loop has other work.
     Busy,
-    /// The main loop waits for a lock, as for QEMU's big lock.
+    /// The main loop waits for a lock, as QEMU does for its big lock.
     Locked,
-    /// Other work and a lock in turn.
+    /// Other work and a lock take turns.
     Both,
 }
 
@@ -88,7 +88,7 @@ impl HeldUp {
 enum Order {
     /// Show the process to the agent, or hide it.
     Show(bool),
-    /// vhost-net has released the TAPs; read this number of frames from each.
+    /// vhost-net has released the TAPs: read this number of frames from each TAP, after the time.
     Stopped(HeldUp, u8, Duration),
     /// Leave the TAPs alone.
     Gone,
@@ -113,7 +113,7 @@ impl Order {
         [what, how, reads, a, b, c, d]
     }
 
-    /// Reads an order; `None` at the end.
+    /// Reads an order; `None` at the end of the input.
     fn read(mut control: &UnixStream) -> Result<Option<Self>> {
         let mut bytes = [0; ORDER_BYTES];
         if let Err(error) = control.read_exact(&mut bytes) {
@@ -153,7 +153,7 @@ impl MainLoop {
     /// When the program is not built or cannot be started.
     pub fn start(taps: &[File]) -> Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
-        // Duplicates, because the originals are closed at `exec`.
+        // The process inherits duplicates, because `exec` closes the originals.
         let inherited =
             (taps.iter().map(nix::unistd::dup)).collect::<nix::Result<Vec<OwnedFd>>>()?;
         let child = Command::new(binaries::path(NAME)?)
@@ -175,8 +175,8 @@ impl MainLoop {
         self.told().map(drop)
     }
 
-    /// Announces the stop of the VM. When this returns, the process is awake. It polls the TAPs
-    /// after `time`, until it has read `reads` frames from each.
+    /// Announces the stop of the VM, which wakes the process. After `time`, the process polls the
+    /// TAPs until it has read `reads` frames from each TAP.
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl MainLoop {
             .context("The main loop is gone")
     }
 
-    /// Reads frames up to an empty one.
+    /// Reads reported frames until an empty one marks the end.
     fn told(&mut self) -> Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         loop {
@@ -249,8 +249,8 @@ impl Drop for MainLoop {
     }
 }
 
-/// The program itself. Orders come from standard input; the arguments are the file descriptors of
-/// the TAPs.
+/// Runs the program. Orders arrive on standard input; the arguments are the file descriptors of the
+/// TAPs.
 ///
 /// # Errors
 ///
@@ -264,7 +264,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
         })
         .collect::<Result<Vec<File>>>()?;
     let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    // Each TAP with its number of frames still to read.
+    // Each TAP with the number of frames still to read.
     let mut polled: Vec<(&File, u8)> = Vec::new();
     let mut numbers = Vec::new();
     loop {
@@ -276,7 +276,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
         );
         poll(&mut fds, PollTimeout::NONE)?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
-        // Before any order, because the main loop has polled the TAPs.
+        // Ready TAPs are read before any order takes effect, because this `poll` covered them.
         let mut is_ready = ready.iter().skip(1);
         let mut read = Vec::new();
         polled.retain_mut(|(tap, reads)| {
@@ -348,7 +348,7 @@ fn serve(mut tap: &File, control: &UnixStream, numbers: &mut Vec<u32>) -> Result
     }
 }
 
-/// Returns the number of a multicast datagram.
+/// Returns the number in a multicast datagram; `None` for any other frame.
 fn number(frame: &[u8]) -> Option<u32> {
     let is_multicast = frame.get(ETHER_TYPE) == Some(&IPV6)
         && frame.get(NEXT_HEADER) == Some(&UDP)

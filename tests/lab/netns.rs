@@ -1,8 +1,8 @@
 //! Network namespaces and links between them.
 //!
-//! Namespaces are named ones of `ip netns`, so an operator can inspect a running lab with ordinary
-//! tools. Links are created directly in their namespaces: none ever appears among the machine's own
-//! interfaces.
+//! The namespaces are named namespaces of `ip netns`, so an operator can inspect a running lab with
+//! ordinary tools. Links are created directly in their namespaces, so none ever appears among the
+//! machine's own interfaces.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,16 +16,17 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::signal;
 
-/// Where `ip netns` keeps its handles.
+/// Directory in which `ip netns` keeps its handles.
 const DIRECTORY: &str = "/run/netns";
 
-/// Returns the handle of a named namespace.
+/// Returns the path of the handle of a named namespace.
 #[must_use]
 pub fn path(namespace: &str) -> PathBuf {
     PathBuf::from(DIRECTORY).join(namespace)
 }
 
-/// Returns the inode that identifies a namespace in `/proc/PID/ns/net`, if the namespace exists.
+/// Returns the inode that identifies a namespace in `/proc/PID/ns/net`; `None` if the namespace
+/// does not exist.
 #[must_use]
 pub fn inode(namespace: &str) -> Option<u64> {
     fs::metadata(path(namespace)).ok().map(|meta| meta.ino())
@@ -73,7 +74,7 @@ pub fn add(namespace: &str) -> Result<()> {
     ip(namespace, "link set lo up\n")
 }
 
-/// Deletes a namespace; one that does not exist is fine.
+/// Deletes a namespace, or does nothing if the namespace does not exist.
 ///
 /// # Errors
 ///
@@ -87,11 +88,11 @@ pub fn delete(namespace: &str) -> Result<()> {
 
 /// Runs `action` on a thread inside a namespace and returns its value.
 ///
-/// Sockets made there stay in that namespace and can be used anywhere.
+/// Sockets created by `action` stay in that namespace, and any thread may use them.
 ///
 /// # Errors
 ///
-/// When the namespace does not exist or may not be entered, or when `action` panics.
+/// When the namespace does not exist or can't be entered, or when `action` panics.
 pub fn within<T: Send>(namespace: &str, action: impl FnOnce() -> T + Send) -> Result<T> {
     let handle = path(namespace);
     thread::scope(|scope| {
@@ -108,7 +109,7 @@ pub fn within<T: Send>(namespace: &str, action: impl FnOnce() -> T + Send) -> Re
     })
 }
 
-/// Writes a kernel setting, as `net/ipv6/conf/all/forwarding`, of the calling thread's namespace.
+/// Writes a sysctl of the calling thread's namespace, such as `net/ipv6/conf/all/forwarding`.
 ///
 /// # Errors
 ///
@@ -118,11 +119,11 @@ pub fn sysctl(key: &str, value: &str) -> Result<()> {
         .with_context(|| format!("Failed to set {key} to {value}"))
 }
 
-/// Runs `ip` commands, one a line, inside a namespace.
+/// Runs `ip` commands, one per line, inside a namespace.
 ///
 /// # Errors
 ///
-/// When any of them fails; the text is that of `ip`.
+/// When a command fails; the text is the error message of `ip`.
 pub fn ip(namespace: &str, batch: &str) -> Result<()> {
     let mut child = Command::new("ip")
         .args(["-n", namespace, "-batch", "-"])
@@ -146,11 +147,12 @@ pub fn ip(namespace: &str, batch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end and turns a bad exit into an error with what it said.
+/// Runs a command to its end. An exit code other than 0 becomes an error with the command's
+/// standard error.
 ///
 /// # Errors
 ///
-/// When it can't be started or exits with anything but 0.
+/// When the command can't be started or its exit code is not 0.
 pub fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command

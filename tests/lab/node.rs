@@ -19,7 +19,8 @@ pub struct Node {
     name: String,
     namespace: String,
     logs: PathBuf,
-    /// Process whose mount and UTS namespaces are the node's, if it has its own.
+    /// Process that holds the node's mount and UTS namespaces; `None` if the node has only a
+    /// network namespace.
     holder: Option<i32>,
 }
 
@@ -33,13 +34,13 @@ impl Node {
         }
     }
 
-    /// Name inside the lab, as `vms1`.
+    /// Returns the name inside the lab, such as `vms1`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Name of the network namespace, as `ip netns` shows it.
+    /// Returns the name of the network namespace, as `ip netns` shows it.
     #[must_use]
     pub fn namespace(&self) -> &str {
         &self.namespace
@@ -47,7 +48,7 @@ impl Node {
 
     /// Returns a command that runs `program` inside all namespaces of this node.
     ///
-    /// On a VMS the working directory becomes `/`: give absolute paths.
+    /// On a VMS the working directory becomes `/`, so paths must be absolute.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -69,16 +70,17 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// When the namespace is gone or `action` panics.
+    /// When the namespace does not exist or `action` panics.
     pub fn within<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T> {
         netns::within(&self.namespace, action)
     }
 
-    /// Runs a command built by [`Node::command`] and returns what it printed.
+    /// Runs a command built by [`Node::command`] and returns its standard output.
     ///
     /// # Errors
     ///
-    /// When it can't be started or exits with anything but 0; the text holds its last words.
+    /// When the command can't be started or its exit code is not 0; the text has the command's
+    /// standard error.
     pub fn output(&self, command: &mut Command) -> Result<String> {
         let output = command
             .stdin(Stdio::null())
@@ -95,7 +97,7 @@ impl Node {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts a command built by [`Node::command`] in the background. What it prints is appended
+    /// Starts a command built by [`Node::command`] in the background. Appends the command's output
     /// to the log file `<node>-<label>.log`.
     ///
     /// # Errors
@@ -121,7 +123,7 @@ impl Node {
         })
     }
 
-    /// Path of the log file of the process started under `label`.
+    /// Returns the path of the log file of the process started under `label`.
     #[must_use]
     pub fn log_path(&self, label: &str) -> PathBuf {
         self.logs.join(format!("{}-{label}.log", self.name))
@@ -134,7 +136,7 @@ pub fn namespace(lab: &str, node: &str) -> String {
     format!("{}{node}", prefix(lab))
 }
 
-/// Returns what the names of all of a lab's namespaces start with.
+/// Returns the common prefix of the names of a lab's namespaces.
 #[must_use]
 pub fn prefix(lab: &str) -> String {
     format!("rc{lab}-")
@@ -152,29 +154,29 @@ fn open_log(path: &Path) -> Result<File> {
         .with_context(|| format!("Failed to open the log {}", path.display()))
 }
 
-/// A process in the background. Dropping it kills the process, unless it was detached.
+/// A process in the background. Dropping the value kills the process, unless it was detached.
 #[derive(Debug)]
 pub struct Process {
-    /// `None` once detached.
+    /// `None` once the process is detached.
     child: Option<Child>,
     id: u32,
     log: PathBuf,
 }
 
 impl Process {
-    /// Process id, also as seen inside the node (there are no PID namespaces).
+    /// Returns the process id, which is the same inside the node (there are no PID namespaces).
     #[must_use]
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Path of the file that takes what the process prints.
+    /// Returns the path of the log file that receives the output.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// Everything the process has printed by now.
+    /// Returns the output so far.
     #[must_use]
     pub fn printed(&self) -> String {
         fs::read(&self.log)
@@ -182,11 +184,12 @@ impl Process {
             .unwrap_or_default()
     }
 
-    /// Returns the exit status if the process has ended.
+    /// Returns the exit status if the process has ended; always `None` once the process is
+    /// detached.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses to tell.
+    /// When the kernel does not report the state.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         let Some(child) = &mut self.child else {
             return Ok(None);
@@ -206,18 +209,18 @@ impl Process {
         wait::until(&what, deadline, || self.try_wait().ok().flatten())
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     ///
     /// # Errors
     ///
-    /// When the process is gone.
+    /// When the process does not exist any more.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.id()).context("Process id out of range")?;
         kill(Pid::from_raw(pid), signal)
             .with_context(|| format!("Failed to send {signal} to process {pid}"))
     }
 
-    /// Asks the process to end (SIGTERM) and waits for it.
+    /// Asks the process to end (SIGTERM) and waits for its end.
     ///
     /// # Errors
     ///
@@ -241,7 +244,7 @@ impl Process {
     /// Lets the process outlive this value. The lab still ends the process.
     pub fn detach(mut self) {
         if let Some(mut child) = self.child.take() {
-            // Without a wait the process would stay as a zombie.
+            // The wait keeps the ended process from staying a zombie.
             thread::spawn(move || child.wait());
         }
     }

@@ -1,4 +1,4 @@
-//! Registry of the existing labs, so that any later process can remove them.
+//! Registry of the existing labs, by which any later process can remove them.
 //!
 //! A lab called `NAME` consists of
 //!
@@ -6,8 +6,8 @@
 //! - the processes whose network namespace is one of these,
 //! - the directory `/run/roamcast-lab/NAME`.
 //!
-//! The mounts of a VMS are in a mount namespace that ends with its last process. A lab can
-//! therefore be removed completely without any knowledge of the process that built it.
+//! The mounts of a VMS are in a mount namespace that ends with the last process of the VMS. A lab
+//! can therefore be removed completely without any knowledge of the process that built it.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -28,29 +28,30 @@ use crate::{netns, wait};
 /// Directory of all labs.
 const ROOT: &str = "/run/roamcast-lab";
 
-/// Longest name of a lab: it becomes part of names of namespaces and of Unix socket paths, which
-/// end at 107 bytes.
+/// Longest name of a lab. The name is part of the names of namespaces and of the paths of Unix
+/// sockets, which are at most 107 bytes long.
 const NAME_MAX: usize = 16;
 
-/// Record of a lab.
+/// Record of a lab, stored as `lab.json` in the lab's directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     /// Configuration of the lab.
     pub config: LabConfig,
-    /// Process that made it.
+    /// Id of the process that built the lab.
     pub owner: i32,
-    /// Start time of the owner, which distinguishes it from a later process with the same id.
+    /// Start time of the owner in clock ticks since boot, which distinguishes the owner from a
+    /// later process with the same id.
     pub owner_started: u64,
     /// True if the lab outlives its owner (`cargo xtask lab up`).
     pub kept: bool,
-    /// True after the whole lab was up.
+    /// True once the whole lab is up.
     pub ready: bool,
 }
 
 /// A process that runs in a lab.
 #[derive(Debug, Clone, Serialize)]
 pub struct LabProcess {
-    /// Name of the namespace.
+    /// Name of the network namespace.
     pub namespace: String,
     /// Process id.
     pub pid: i32,
@@ -82,7 +83,7 @@ pub fn names() -> Vec<String> {
 ///
 /// # Errors
 ///
-/// When there is no such lab or its record can't be read.
+/// When the lab does not exist or its record can't be read.
 pub fn read(name: &str) -> Result<Record> {
     let path = record_path(name);
     let text = fs::read(&path)
@@ -105,7 +106,7 @@ pub(crate) fn lock() -> Result<Flock<File>> {
         .with_context(|| format!("Failed to lock {}", path.display()))
 }
 
-/// Checks that a name can be that of a lab.
+/// Checks that a name is usable for a lab.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let good = !name.is_empty()
         && name.len() <= NAME_MAX
@@ -119,7 +120,7 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no other running process owns a lab of that name.
+/// Checks that no other running process owns a lab with this name.
 pub(crate) fn check_free(name: &str) -> Result<()> {
     let Ok(record) = read(name) else {
         return Ok(());
@@ -149,7 +150,7 @@ fn record_path(name: &str) -> PathBuf {
     directory(name).join("lab.json")
 }
 
-/// Returns true while the process that made a lab still runs.
+/// Returns true while the process that built a lab runs.
 #[must_use]
 pub fn owner_alive(record: &Record) -> bool {
     started(record.owner) == Some(record.owner_started)
@@ -158,7 +159,8 @@ pub fn owner_alive(record: &Record) -> bool {
 /// Returns the start time of a process in clock ticks since boot.
 pub(crate) fn started(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the name in parentheses, may contain spaces, so count from its end.
+    // The second field, the name in parentheses, may contain spaces, so the fields are counted from
+    // its end.
     stat.rsplit_once(')')?
         .1
         .split_whitespace()
@@ -167,11 +169,12 @@ pub(crate) fn started(pid: i32) -> Option<u64> {
         .ok()
 }
 
-/// Removes every lab that was left behind by a process which no longer runs. Returns their names.
+/// Removes every lab whose owner no longer runs, except complete labs that are kept. Returns the
+/// names of the removed labs.
 ///
 /// # Errors
 ///
-/// When one of them can't be removed.
+/// When a lab can't be removed.
 pub(crate) fn sweep() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in names() {
@@ -211,7 +214,7 @@ pub fn processes(name: &str) -> Vec<LabProcess> {
     found
 }
 
-/// Every process with the inode of its network namespace.
+/// Returns every process with the inode of its network namespace.
 fn pids() -> Vec<(i32, u64)> {
     fs::read_dir("/proc")
         .into_iter()
@@ -222,7 +225,7 @@ fn pids() -> Vec<(i32, u64)> {
         .collect()
 }
 
-/// Removes a lab: its processes, namespaces and directory. One that does not exist is fine.
+/// Removes a lab: its processes, namespaces and directory. Does nothing if the lab does not exist.
 ///
 /// # Errors
 ///
@@ -232,7 +235,7 @@ pub fn down(name: &str) -> Result<()> {
     remove(name)
 }
 
-/// Like [`down`], for a caller that holds the lock.
+/// Like [`down`], for a caller that already holds the lock.
 pub(crate) fn remove(name: &str) -> Result<()> {
     check_name(name)?;
     let namespaces = netns::list(&prefix(name));

@@ -1,4 +1,4 @@
-//! Requirements of the lab on the machine.
+//! What the lab needs of the machine: root and programs.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
-/// Returns why the lab can't be built here, or `None`.
+/// Returns the reason why the lab can't be built here; `None` if it can.
 #[must_use]
 pub fn missing() -> Option<String> {
     if !Uid::effective().is_root() {
@@ -31,11 +31,13 @@ pub fn missing() -> Option<String> {
     })
 }
 
-/// For the start of a test: prints the reason and returns false if the lab can't be built.
+/// Returns true if the lab can be built, and prints the reason otherwise. Tests call this at their
+/// start.
 ///
 /// # Panics
 ///
-/// If the lab can't be built and the environment says `CI=true`: CI must be able to build it.
+/// If the lab can't be built and the environment has `CI=true`, because CI must be able to build
+/// the lab.
 #[must_use]
 #[allow(
     clippy::panic,

@@ -1,8 +1,9 @@
 //! Removes the lab when its owner is interrupted.
 //!
-//! A handler for SIGINT, SIGTERM and SIGHUP writes one byte to a pipe. A thread reads the byte,
-//! removes every lab that this process owns, and exits with the status that a shell expects.
-//! Building a lab stops first: its next step fails, because [`interrupted`] is true from then on.
+//! A handler for SIGINT, SIGTERM and SIGHUP writes one byte, the signal's number, to a pipe. A
+//! thread reads the byte, removes every lab that this process owns, and exits with the status that
+//! a shell expects. A lab under construction stops first: its next step fails, because
+//! [`interrupted`] is true from then on.
 
 #![allow(unsafe_code, reason = "installing a signal handler")]
 
@@ -16,14 +17,14 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use crate::registry;
 
-/// Write end of the pipe, for the handler; -1 before it exists.
+/// Write end of the pipe, for the handler; -1 before the pipe exists.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static INSTALL: Once = Once::new();
-/// Names of the labs this process must remove.
+/// Names of the labs that this process must remove.
 static OWNED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Removes the lab `name` if this process is interrupted, until [`release`].
+/// Registers the lab `name` for removal if this process is interrupted, until [`release`].
 pub(crate) fn guard(name: &str) {
     INSTALL.call_once(install);
     OWNED
@@ -32,13 +33,13 @@ pub(crate) fn guard(name: &str) {
         .push(name.to_owned());
 }
 
-/// Returns true after the process was interrupted: no step may build or wait any more.
+/// Returns true after an interruption of the process: no step may build or wait any more.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Removes a lab from the list of labs to remove, because the lab is gone or stays. Does not return
-/// after an interruption: the process is about to exit.
+/// Removes a lab from the list of labs to remove, because the lab no longer exists or stays. Does
+/// not return after an interruption, because the process is about to exit.
 pub(crate) fn release(name: &str) {
     while interrupted() {
         thread::park();

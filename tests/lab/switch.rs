@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::node::Node;
 use crate::wait;
 
-/// Longest time until ports forward after they are up.
+/// Time limit for ports to forward after they are up.
 const FORWARDING: Duration = Duration::from_secs(10);
 
 /// A port in the output of `bridge -j link show`.
@@ -18,8 +18,8 @@ struct Port {
     state: String,
 }
 
-/// Waits until `ports` ports forward. A port that is up forwards only after the kernel has noticed
-/// its carrier, which takes up to a second; earlier packets are lost.
+/// Waits until `ports` ports forward. A port forwards only after the kernel has noticed its
+/// carrier, which takes up to a second; earlier packets are lost.
 pub(crate) fn wait_forwarding(switch: &Node, ports: usize) -> Result<()> {
     let what = format!("{ports} ports of {} to forward", switch.name());
     wait::until(&what, FORWARDING, || {
@@ -45,7 +45,7 @@ struct Entry {
     src: Option<String>,
 }
 
-/// Removes every entry of some multicast addresses.
+/// Removes every entry of the given multicast addresses.
 pub(crate) fn forget(switch: &Node, addresses: &[Ipv6Addr]) -> Result<()> {
     let mut show = switch.command("bridge");
     let said = switch.output(show.args(["-j", "mdb", "show", "dev", "br0"]))?;
@@ -59,7 +59,7 @@ pub(crate) fn forget(switch: &Node, addresses: &[Ipv6Addr]) -> Result<()> {
         if let Some(source) = &entry.src {
             remove.args(["src", source]);
         }
-        // Removing one entry of an address may remove other entries too.
+        // The removal of one entry of an address may remove other entries too.
         if let Err(error) = switch.output(&mut remove)
             && !format!("{error:#}").contains("No such file")
             && !format!("{error:#}").contains("Invalid argument")

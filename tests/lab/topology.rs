@@ -21,11 +21,11 @@ use crate::{build, signal, switch, wait};
 /// Address of the sender.
 pub const SENDER_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 
-/// Names of the hosts for mobility.
+/// Names of the hosts for mobility: the mapping server's host and the correspondent.
 const IMS: &str = "ims1";
 const PEER: &str = "peer1";
 
-/// Longest time until the router prunes a tree without listeners.
+/// Time limit for the router to prune a tree without listeners.
 const PRUNE: Duration = Duration::from_secs(10);
 
 /// Multicast in a site's network.
@@ -34,14 +34,15 @@ const PRUNE: Duration = Duration::from_secs(10);
 pub enum Site {
     /// The tree reaches the site at once.
     Multicast,
-    /// The tree takes this many milliseconds to grow after the first MLD Report for an address.
+    /// The tree needs this many milliseconds to grow after the first MLD Report for an address.
     Late(u64),
     /// The site gets no multicast.
     UnicastOnly,
 }
 
 impl Site {
-    /// Returns the time from the first Report to the first packet; `None` for never.
+    /// Returns the time from the first Report to the first packet; `None` if no packet ever
+    /// arrives.
     #[must_use]
     pub fn growth_delay(self) -> Option<Duration> {
         match self {
@@ -82,22 +83,23 @@ impl FromStr for Site {
 /// Configuration of a lab.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabConfig {
-    /// Name of 1 to 16 letters a-z and digits; labs of different names live side by side.
+    /// Name of 1 to 16 letters a-z and digits. Labs with different names exist side by side.
     pub name: String,
-    /// Initial networks of VMS 1 and VMS 2.
+    /// Multicast at the sites of VMS 1 and VMS 2 after the start.
     pub sites: [Site; 2],
     /// Interval of the switches' MLD General Queries.
     pub query_interval: Duration,
-    /// Whether libvirtd runs on the VM hosts.
+    /// True if libvirtd runs on the VM hosts.
     pub libvirtd: bool,
-    /// Relay nodes, at a site of their own that multicast always reaches: 0 to 2.
+    /// Number of relay nodes, 0 to 2. The relays have a site of their own, which multicast always
+    /// reaches.
     #[serde(default)]
     pub relays: usize,
-    /// True: both VM hosts are at site 1, and there is no site 2, as for a live migration within a
+    /// True if both VM hosts are at site 1 and site 2 does not exist, for live migration within a
     /// subnet. Such a lab has no relays.
     #[serde(default)]
     pub same_subnet: bool,
-    /// True: two more hosts at the relays' site, `ims1` for a mapping server and `peer1` as the
+    /// True if the relays' site has two more hosts: `ims1` for a mapping server, and `peer1` as the
     /// correspondent of mobile guests. Such a lab has two subnets.
     #[serde(default)]
     pub mobility: bool,
@@ -125,13 +127,13 @@ impl LabConfig {
         if self.same_subnet { 1 } else { vms }
     }
 
-    /// Numbers of the sites with VM hosts.
+    /// Returns the numbers of the sites with VM hosts.
     #[must_use]
     pub fn vms_sites(&self) -> RangeInclusive<usize> {
         1..=self.site_of(2)
     }
 
-    /// Names of all nodes.
+    /// Returns the names of all nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<String> {
         let mut names = vec!["sender".to_owned(), "router".to_owned()];
@@ -145,7 +147,7 @@ impl LabConfig {
         names
     }
 
-    /// Returns the hosts at the relays' site, with their addresses; the site exists only if it has
+    /// Returns the hosts at the relays' site with their addresses. The site exists only if it has
     /// hosts. Relays are hosts 0x10 and up of the prefix `2001:db8:3::/64`.
     pub(crate) fn at_relay_site(&self) -> Vec<(String, Ipv6Addr)> {
         let address = |host| Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, host);
@@ -159,7 +161,8 @@ impl LabConfig {
     }
 }
 
-/// A running lab. Dropping it removes it, unless [`Lab::keep`] was called.
+/// A running lab. Dropping the value removes the lab, unless the lab was attached or [`Lab::keep`]
+/// was called.
 #[derive(Debug)]
 pub struct Lab {
     config: LabConfig,
@@ -171,13 +174,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds a lab. Replaces a kept lab of the same name, and removes the remains of crashed
-    /// programs from any lab.
+    /// Builds a lab. Replaces a kept lab of the same name, and removes the remains that crashed
+    /// programs left of any lab.
     ///
     /// # Errors
     ///
-    /// When not run as root, when another running process owns a lab of that name, or when a part
-    /// can't be built; the built parts are then removed.
+    /// When the caller is not root, when another running process owns a lab of that name, or when a
+    /// part can't be built; the built parts are then removed.
     pub fn up(config: LabConfig) -> Result<Self> {
         ensure!(
             Uid::effective().is_root(),
@@ -222,11 +225,12 @@ impl Lab {
         Ok(built)
     }
 
-    /// Returns a running lab that another process built and kept. Dropping it leaves it running.
+    /// Returns a running lab that another process built and kept. Dropping the value leaves the lab
+    /// running.
     ///
     /// # Errors
     ///
-    /// When there is no complete lab of that name.
+    /// When no complete lab of that name exists.
     pub fn attach(name: &str) -> Result<Self> {
         let record = registry::read(name)?;
         ensure!(
@@ -288,7 +292,7 @@ impl Lab {
         build::node(&self.config.name, "router")
     }
 
-    /// The router's multicast routing.
+    /// Returns the handle of the router's multicast routing.
     #[must_use]
     pub fn router(&self) -> Router {
         Router::new(registry::directory(&self.config.name))
@@ -301,8 +305,8 @@ impl Lab {
         build::node(&self.config.name, &format!("switch{site}"))
     }
 
-    /// Makes the switches forget the listeners of some multicast addresses, as after minutes
-    /// without an answer to their Queries. Waits until no site receives the addresses.
+    /// Makes the switches forget the listeners of some multicast addresses, as if no listener had
+    /// answered Queries for minutes. Waits until no site receives the addresses.
     ///
     /// # Errors
     ///
@@ -319,35 +323,35 @@ impl Lab {
         })
     }
 
-    /// Both VM hosts.
+    /// Returns both VM hosts.
     #[must_use]
     pub fn vms(&self) -> &[Vms; 2] {
         &self.vms
     }
 
-    /// The VM host of site 1, where guests start.
+    /// Returns the VM host of site 1, where guests start.
     #[must_use]
     pub fn vms1(&self) -> &Vms {
         &self.vms[0]
     }
 
-    /// The VM host of site 2.
+    /// Returns the second VM host, at site 2 unless both share a subnet.
     #[must_use]
     pub fn vms2(&self) -> &Vms {
         &self.vms[1]
     }
 
-    /// Returns the relay nodes, `relay1` and `relay2`, as far as they exist.
+    /// Returns the existing relay nodes: `relay1` and `relay2`.
     #[must_use]
     pub fn relays(&self) -> &[Host] {
         self.further.get(..self.config.relays).unwrap_or_default()
     }
 
-    /// Returns the host for a mapping server.
+    /// Returns the host of the mapping server.
     ///
     /// # Errors
     ///
-    /// When the lab has no mobility.
+    /// When the lab has no hosts for mobility.
     pub fn ims(&self) -> Result<&Host> {
         self.further(IMS)
     }
@@ -356,7 +360,7 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// When the lab has no mobility.
+    /// When the lab has no hosts for mobility.
     pub fn peer(&self) -> Result<&Host> {
         self.further(PEER)
     }
@@ -366,11 +370,11 @@ impl Lab {
         found.with_context(|| format!("The lab has no {name}: ask for mobility"))
     }
 
-    /// Returns a node of any kind by its name, as `vms1`.
+    /// Returns a node of any kind by its name, such as `vms1`.
     ///
     /// # Errors
     ///
-    /// When there is none of that name; the text lists those there are.
+    /// When no node has that name; the text lists the names of all nodes.
     pub fn node(&self, name: &str) -> Result<Node> {
         if let Some(vms) = self.vms.iter().find(|vms| vms.name() == name) {
             return Ok((***vms).clone());

@@ -11,7 +11,7 @@ use crate::{machine, signal};
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Returns the time limit on this machine for an operation that takes at most `limit` on a plain
-/// machine.
+/// machine: longer in the emulated host machine.
 #[must_use]
 pub fn patience(limit: Duration) -> Duration {
     if machine::inside() {
@@ -21,19 +21,19 @@ pub fn patience(limit: Duration) -> Duration {
     }
 }
 
-/// Returns the end of a wait that begins now, with [`patience`].
+/// Returns the end of a wait that begins now and lasts for [`patience`].
 #[must_use]
 pub fn end_after(limit: Duration) -> Instant {
     Instant::now() + patience(limit)
 }
 
-/// Waits until `condition` returns a value and returns that. The deadline is subject to
+/// Waits until `condition` returns a value, and returns the value. The deadline is extended by
 /// [`patience`].
 ///
 /// # Errors
 ///
-/// When `deadline` has passed; the text names `what` was waited for. Also when the process was
-/// interrupted, as by Ctrl-C, and owns a lab.
+/// When `deadline` passes first; the text names `what`. Also when the process was interrupted, as
+/// by Ctrl-C, and owns a lab.
 pub fn until<T>(
     what: &str,
     deadline: Duration,
@@ -47,7 +47,8 @@ pub fn until<T>(
     })?
 }
 
-/// Like [`until`], but continues after an interruption of the process: for removing things.
+/// Like [`until`], but continues after an interruption of the process: for steps that remove
+/// things.
 pub(crate) fn always_until<T>(
     what: &str,
     deadline: Duration,

@@ -1,4 +1,4 @@
-//! What an init does: file systems, modules, network interfaces, the control channel.
+//! Work of an init: file systems, modules, network interfaces, the control channel.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,15 +11,15 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::guest::{image::MODULE_LIST, sys, wire::PORT_NAME};
 use nix::mount::{MsFlags, mount};
 
-/// How long devices may take to appear after their drivers were loaded.
+/// Time limit for devices to appear after their drivers were loaded.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long the links may take to be usable for IPv6.
+/// Time limit for the links to become usable for IPv6.
 const LINK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Sysctls of the guest. Duplicate address detection would keep the addresses unusable for a
 /// second, and a thousand joins need more option memory than the default. The UDP memory, in pages,
-/// lets a receiver that gets no processor time for a while catch up without loss.
+/// lets a receiver without processor time for a while catch up without loss.
 const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
@@ -58,7 +58,7 @@ pub(crate) fn boot() -> Result<File> {
     }
     let eth0 = wait_for(DEVICE_DEADLINE, || is_interface("eth0").then_some(()));
     ensure!(eth0.is_some(), "There is no eth0");
-    // The driver binds all NICs in one go, so the second is there by now if there is one.
+    // The driver binds all NICs in one go, so the second NIC, if any, exists by now.
     for interface in ["lo", "eth0", "eth1"] {
         if is_interface(interface) {
             let status = Command::new("/bin/ip")
@@ -70,8 +70,9 @@ pub(crate) fn boot() -> Result<File> {
             );
         }
     }
-    // Without the link-local address there is no multicast route yet either, and what arrives is
-    // dropped. A NIC without carrier never gets one: no reason not to start.
+    // Before the link-local address exists, there is no multicast route either, and the kernel
+    // drops arriving packets. A NIC without carrier never gets the address, which must not stop the
+    // boot.
     let is_usable = |interface| !is_interface(interface) || has_address(interface);
     let _ = wait_for(LINK_DEADLINE, || {
         ["eth0", "eth1"].into_iter().all(is_usable).then_some(())
@@ -85,7 +86,7 @@ pub(crate) fn boot() -> Result<File> {
     Ok(file)
 }
 
-/// Turns the machine off; returns only if the kernel refuses.
+/// Turns the machine off. Returns only if the kernel refuses.
 pub(crate) fn power_off() {
     let _ = Command::new("/bin/poweroff").arg("-f").status();
 }
@@ -94,7 +95,8 @@ fn is_interface(name: &str) -> bool {
     PathBuf::from("/sys/class/net").join(name).exists()
 }
 
-/// Whether an interface has an IPv6 address; its name is the last column of the table.
+/// Returns true if an interface has an IPv6 address. The last column of the table is the
+/// interface's name.
 fn has_address(interface: &str) -> bool {
     let table = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
     table

@@ -1,8 +1,8 @@
-//! A TCP application that sends back what it receives: the guest's end of the sessions that the host
-//! measures.
+//! A TCP application that sends back all received bytes: the guest's end of the sessions that the
+//! host measures.
 //!
-//! `guest echo listen PORT` serves whoever comes; `guest echo connect ADDRESS PORT` opens one session
-//! itself. Both end with an error when a session breaks.
+//! `guest echo listen PORT` serves every client; `guest echo connect ADDRESS PORT` opens one
+//! session. When a session breaks, `connect` ends with an error, and `listen` prints the error.
 
 use std::{
     io::{Read as _, Write as _},
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lab::guest::sys;
 
-/// Runs one of the two.
+/// Runs `listen` or `connect`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
@@ -44,9 +44,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// Sends back whatever comes, until the other side ends the session. Runs before
-/// the receivers: behind them a session would stand still for as long as an emulated CPU needs to catch
-/// up with the stream.
+/// Sends back all received bytes until the other side ends the session. The thread has priority
+/// over the receivers; otherwise a session would stall for as long as an emulated CPU needs to
+/// catch up with the stream.
 fn echo(mut stream: TcpStream) -> Result<()> {
     if let Err(error) = sys::run_before_all() {
         eprintln!("guest: The echo has no priority: {error}");

@@ -1,7 +1,7 @@
-//! PID 1 of the lab's guests: sets the machine up, then does what the host asks.
+//! PID 1 of the lab's guests: sets the machine up, then serves the host's requests.
 //!
-//! Started by hand with the path of a Unix socket as argument, it serves the same protocol on that
-//! socket, without setting anything up. Started as `guest echo`, it is the application [`mod@echo`].
+//! With the path of a Unix socket as argument, the program serves the same protocol on that socket
+//! without setting anything up. As `guest echo` the program is the application [`mod@echo`].
 
 mod boot;
 mod echo;
@@ -29,9 +29,9 @@ use lab::{
 
 use crate::{outbox::Outbox, programs::Programs, receive::Receivers, stalls::Stalls};
 
-/// Replies kept for requests the host repeats.
+/// Number of replies kept for requests that the host repeats.
 const REMEMBERED_REPLIES: usize = 256;
-/// Silence after which the guest says that it is alive.
+/// Silence after which the guest reports that it is alive.
 const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
@@ -56,14 +56,14 @@ fn main() -> ExitCode {
     if let Err(error) = result {
         eprintln!("guest: {error:#}");
     }
-    // The end of PID 1 would be a kernel panic without a word of what happened on the console.
+    // The end of PID 1 would cause a kernel panic, and the panic says nothing about the cause.
     if std::process::id() == 1 {
         boot::power_off();
     }
     ExitCode::SUCCESS
 }
 
-/// Serves requests from the control channel until it ends.
+/// Serves requests from the control channel until the channel ends.
 fn serve(port: File) -> Result<()> {
     let outbox = Outbox::new(port.try_clone()?);
     let boot_id = read_line("/proc/sys/kernel/random/boot_id");
@@ -95,7 +95,7 @@ fn serve(port: File) -> Result<()> {
             .read(&mut buffer)
             .context("Cannot read the control channel")?;
         if length == 0 {
-            // A virtio-serial port whose host side is disconnected reads as ended.
+            // A virtio-serial port reads as ended while its host side is disconnected.
             if std::process::id() != 1 {
                 return Ok(());
             }
@@ -116,7 +116,7 @@ struct Server {
     programs: Programs,
     receivers: Receivers,
     stalls: Stalls,
-    /// What was answered, by request id; `order` has the ids from oldest to newest.
+    /// Sent replies by request id; `order` has the ids from oldest to newest.
     replies: HashMap<u64, Reply>,
     order: VecDeque<u64>,
 }

@@ -1,7 +1,7 @@
-//! Frames to the host: numbered, timed, and kept for a while in case the host misses some.
+//! Frames to the host: numbered, timestamped, and kept for a while in case the host misses some.
 //!
-//! A thread of its own writes them. The channel may stand still for a while, around a live
-//! migration above all, and an application that reports what it receives must not wait for that.
+//! A thread of its own writes the frames. The channel may stall for a while, above all around a
+//! live migration, and an application that reports its reception must not wait for the channel.
 
 use std::{
     collections::VecDeque,
@@ -18,17 +18,17 @@ use lab::{
     probe::clock,
 };
 
-/// Frames kept after they were written, in bytes: seconds of the densest stream.
+/// Limit of frames kept for repetition, bytes: seconds of the densest stream.
 const RETAINED_BYTES: usize = 2 * 1024 * 1024;
-/// Frames that wait to be written, in bytes; with more, who sends has to wait.
+/// Limit of frames that wait to be written, bytes; beyond the limit, senders wait.
 const UNWRITTEN_BYTES: usize = 8 * 1024 * 1024;
 
 /// The sending half of the control channel.
 pub(crate) struct Outbox {
     inner: Mutex<Inner>,
-    /// There is something to write.
+    /// Notified when there is something to write.
     added: Condvar,
-    /// Something was written.
+    /// Notified when something was written.
     written: Condvar,
 }
 
@@ -37,7 +37,7 @@ struct Inner {
     next_number: u32,
     retained: VecDeque<(u32, Vec<u8>)>,
     retained_bytes: usize,
-    /// Whole frames.
+    /// Complete frames, one after the other.
     unwritten: Vec<u8>,
     was_idle: bool,
     has_failed: bool,
@@ -55,13 +55,13 @@ impl Outbox {
         outbox
     }
 
-    /// Sends a message that tells of now.
+    /// Sends a message about the present time.
     pub(crate) fn send(&self, message: &FromGuest) -> Result<()> {
         self.send_of(clock::now_ns(), message)
     }
 
-    /// Sends a message that tells of a time of the guest's monotonic clock; waits while far too
-    /// much is unwritten.
+    /// Sends a message about the time `guest_ns` of the guest's monotonic clock. Waits while more
+    /// than [`UNWRITTEN_BYTES`] are unwritten.
     pub(crate) fn send_of(&self, guest_ns: u64, message: &FromGuest) -> Result<()> {
         let (kind, payload) = message.encode().context("Cannot encode a message")?;
         let mut inner = self.lock();
@@ -88,7 +88,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends a message from a thread that has nobody to return an error to.
+    /// Sends a message and logs an error, for threads that cannot return an error.
     pub(crate) fn send_or_log(&self, message: &FromGuest) {
         if let Err(error) = self.send(message) {
             eprintln!("guest: {error:#}");
@@ -111,12 +111,12 @@ impl Outbox {
         self.added.notify_one();
     }
 
-    /// Returns whether nothing was sent since the last call.
+    /// Returns true if nothing was sent since the last call.
     pub(crate) fn was_idle(&self) -> bool {
         mem::replace(&mut self.lock().was_idle, true)
     }
 
-    /// Writes what there is, for ever.
+    /// Writes frames until the channel breaks.
     fn write(&self, mut port: File) {
         loop {
             let mut inner = self.lock();
@@ -139,7 +139,7 @@ impl Outbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while holding the lock, and a half-written frame is found by its CRC.
+        // No code panics while it holds the lock, and the CRC reveals a half-written frame.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Programs the host asks to run; their output goes to the host as it comes.
+//! Programs that the host asks for; their output goes to the host as it appears.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use crate::outbox::Outbox;
 
 type Running = Arc<Mutex<HashMap<u64, Pid>>>;
 
-/// The running programs, by the id of the request that started them.
+/// Running programs by the id of the request that started them.
 pub(crate) struct Programs {
     outbox: Arc<Outbox>,
     running: Running,
@@ -81,7 +81,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Asks a program to end; one that has ended already is fine.
+    /// Asks a program to end (SIGTERM), or does nothing if the program has ended already.
     pub(crate) fn terminate(&self, run: u64) -> Result<()> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pid) = running.get(&run) {

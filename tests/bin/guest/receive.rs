@@ -35,17 +35,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::outbox::Outbox;
 
-/// Socket buffer: a second and more of the densest stream.
+/// Size of the socket buffer, bytes: a second and more of the densest stream.
 const RECEIVE_BUFFER: usize = 32 * 1024 * 1024;
-/// Datagrams taken from the kernel at once, and records per frame.
+/// Limit of datagrams per system call, and of records per frame.
 const BATCH: usize = 128;
-/// Shortest time between two looks at the socket; the resolution of the time stamps. An emulated CPU
-/// that looks each millisecond has no time left for anything else.
+/// Shortest time between two reads of the socket, and thus the resolution of the time stamps. An
+/// emulated CPU that reads every millisecond has no time left for anything else.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(4);
-/// How often a receiver without traffic looks whether it shall stop, in milliseconds.
+/// Interval at which a receiver without traffic checks for the request to stop, milliseconds.
 const STOP_CHECK_MS: u16 = 100;
 
-/// The running receivers, by their number.
+/// Running receivers by number.
 pub(crate) struct Receivers {
     outbox: Arc<Outbox>,
     running: HashMap<u16, Receiver>,
@@ -72,7 +72,7 @@ impl Receivers {
         }
     }
 
-    /// Joins all addresses, then receives in a thread of its own.
+    /// Joins all addresses, then starts to receive in a thread of its own.
     pub(crate) fn start(&mut self, number: u16, config: &ReceiverConfig) -> Result<()> {
         if self.running.contains_key(&number) {
             bail!("Receiver {number} is running already");
@@ -168,7 +168,8 @@ fn apply(socket: &Socket, ifindex: u32, multicast_address: Ipv6Addr, join: &Join
     Ok(())
 }
 
-/// Receives until told to stop, and reports to the host at most once per [`FLUSH_INTERVAL`].
+/// Receives until told to stop. Reports to the host at most once per [`FLUSH_INTERVAL`], except
+/// after full batches.
 fn receive(
     number: u16,
     socket: &UdpSocket,
@@ -176,7 +177,8 @@ fn receive(
     shared: &Shared,
     outbox: &Outbox,
 ) -> Result<()> {
-    // The kernel checks the UDP checksum of a truncated datagram too, so the stamp is enough.
+    // The kernel verifies the UDP checksum of a truncated datagram too, so a buffer for the stamp
+    // is enough.
     let length = match content {
         Content::Stamped => STAMP_LEN,
         Content::MpegTs => 2048,
@@ -235,7 +237,7 @@ fn receive(
                 outbox.send_of(received_ns, &FromGuest::Transport(number, totals))?;
             }
         }
-        // A full batch means that more is waiting.
+        // A full batch means that more datagrams are waiting.
         if received.len() < BATCH {
             thread::sleep(FLUSH_INTERVAL.saturating_sub(started.elapsed()));
         }
@@ -243,8 +245,7 @@ fn receive(
     Ok(())
 }
 
-/// Returns the drops of the sockets on a UDP port, from `/proc/net/udp6`, whose last column they
-/// are.
+/// Returns the drops of the sockets on a UDP port: the last column of `/proc/net/udp6`.
 fn socket_drops(port: u16) -> u64 {
     let table = std::fs::read_to_string("/proc/net/udp6").unwrap_or_default();
     let suffix = format!(":{port:04X}");

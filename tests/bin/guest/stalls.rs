@@ -1,5 +1,5 @@
-//! When an application that wants to run does not: while the machine is paused, and for a while
-//! after it.
+//! Stalls: times at which an application that could run does not run, while the machine is paused
+//! and for a while afterwards.
 
 use std::{
     sync::{Arc, Once},
@@ -11,12 +11,12 @@ use lab::{guest::wire::FromGuest, probe::clock};
 
 use crate::outbox::Outbox;
 
-/// How long the thread sleeps at a time.
+/// Duration of each sleep of the watching thread.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Shorter ones are an ordinary scheduler's, in nanoseconds.
+/// Shortest reported stall, nanoseconds; shorter delays are normal for a scheduler.
 const STALL_NS: u64 = 5_000_000;
 
-/// Watches for stalls once it was asked to.
+/// Watches for stalls once the host asks for it.
 pub(crate) struct Stalls {
     outbox: Arc<Outbox>,
     started: Once,
@@ -30,7 +30,7 @@ impl Stalls {
         }
     }
 
-    /// Watches from now on, in a thread like any other.
+    /// Starts to watch, in a thread with the priority of a receiver.
     pub(crate) fn watch(&self) {
         self.started.call_once(|| {
             let outbox = Arc::clone(&self.outbox);

@@ -10,7 +10,7 @@ use super::Unit;
 /// Group that systemd always permits.
 const ALWAYS: &str = "@default";
 
-/// Groups of system calls (`@network-io`) by name, from systemd.
+/// Groups of system calls by name (such as `@network-io`), from systemd.
 struct Groups(BTreeMap<String, Vec<String>>);
 
 /// Returns the system calls that a unit permits; `None` if it permits all.
@@ -49,8 +49,8 @@ impl Groups {
         Self(groups)
     }
 
-    /// Evaluates values as systemd does: the first value makes the list a list of permitted calls;
-    /// `~` removes calls.
+    /// Evaluates values as systemd does: the first value must list permitted calls, and a value
+    /// that begins with `~` removes calls.
     fn permitted(&self, values: &[&str]) -> Result<BTreeSet<String>> {
         let first = values.first().copied().unwrap_or_default();
         ensure!(

@@ -30,16 +30,16 @@ const FAMILIES: [(&str, libc::c_int); 5] = [
     ("AF_PACKET", libc::AF_PACKET),
 ];
 
-/// System calls that return an error as under the unit. libnuma, a dependency of libvirt's library,
-/// tries this call when it is loaded and does not need it.
+/// System calls that return an error, as under the unit, instead of killing the process. libvirt's
+/// library loads libnuma, which tries `set_mempolicy` on loading and does not need it.
 const DISPENSABLE: [(&str, libc::c_long); 1] = [("set_mempolicy", libc::SYS_set_mempolicy)];
 
-/// Settings of the filters.
+/// Restrictions of a unit that seccomp enforces; the outer stage writes them for the inner stage.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Filter {
-    /// Permitted system calls; `None`: all.
+    /// Permitted system calls; `None`: all calls.
     calls: Option<Vec<String>>,
-    /// Permitted socket families; `None`: all.
+    /// Permitted socket families; `None`: all families.
     families: Option<Vec<libc::c_int>>,
     namespaces: bool,
     personality: bool,
@@ -65,7 +65,7 @@ impl Filter {
         })
     }
 
-    /// Installs the filters for this process and the programs that it executes.
+    /// Installs the filters for this process and all programs that it executes.
     pub(super) fn apply(&self) -> Result<()> {
         if let Some(families) = &self.families {
             let others = families.iter().map(|family| {
@@ -77,15 +77,15 @@ impl Filter {
         }
         refuse(self.refused()?, libc::EPERM)?;
         if !self.namespaces {
-            // Filters cannot see the flags of `clone3`, which are in memory. The caller falls back
-            // to `clone`.
+            // Filters cannot see the flags of `clone3`, which are in memory. After this error the
+            // caller falls back to `clone`.
             refuse([(libc::SYS_clone3, Vec::new())].into(), libc::ENOSYS)?;
         }
         let Some(calls) = &self.calls else {
             return Ok(());
         };
-        // The first filter returns an error; the second one, which kills, then has to permit the
-        // call.
+        // The first filter makes dispensable calls return an error. The second filter kills, so it
+        // must permit these calls.
         let dispensable = || {
             let refused = |name: &str| !calls.iter().any(|call| call == name);
             DISPENSABLE.iter().filter(move |(name, _)| refused(name))
@@ -125,7 +125,7 @@ fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Seccomp
     Ok(SeccompCondition::new(argument, length, operator, value)?)
 }
 
-/// Returns a rule for an argument that has all of these flags.
+/// Returns a rule that matches an argument with all of these flags.
 fn with_all(argument: u8, flags: libc::c_int) -> Result<SeccompRule> {
     let flags = u64::from(flags.cast_unsigned());
     let condition = condition(argument, SeccompCmpOp::MaskedEq(flags), flags)?;
@@ -141,9 +141,9 @@ fn refuse(rules: BTreeMap<libc::c_long, Vec<SeccompRule>>, errno: libc::c_int) -
     apply(&BpfProgram::try_from(filter)?)
 }
 
-/// Returns a filter that kills the process on any other system call.
+/// Returns a filter that kills the process on any other call.
 fn permit(calls: &[String]) -> Result<BpfProgram> {
-    // systemd's lists contain calls of all architectures.
+    // systemd's lists also contain calls of other architectures.
     let known: Vec<&String> = calls
         .iter()
         .filter(|call| compile(&[call]).is_ok())

@@ -1,4 +1,4 @@
-//! `MemoryMax=` and `TasksMax=`: a control group with these limits, in which the service runs.
+//! `MemoryMax=` and `TasksMax=`: a control group with these limits, for the service.
 
 use std::fs::{self, DirBuilder};
 use std::path::{Path, PathBuf};
@@ -11,25 +11,26 @@ use nix::unistd::Pid;
 
 use super::Unit;
 
-/// How long the kernel may take to end what is left in a group.
+/// Time limit for the kernel to end the remaining processes of a group.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
-/// The hierarchy of cgroup v2 has this file in each group.
+/// File in each group of a cgroup v2 hierarchy.
 const CONTROLLERS: &str = "cgroup.controllers";
-/// The members of a group, in both versions.
+/// File with the members of a group, in both versions of cgroups.
 const MEMBERS: &str = "cgroup.procs";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A controller of cgroups, and how both versions call its files.
+/// A cgroup controller and its file names in both versions.
 struct Controller {
     name: &'static str,
-    /// The limit in v2.
+    /// File of the limit in v2.
     limit: &'static str,
-    /// The limit in v1.
+    /// File of the limit in v1.
     limit_v1: &'static str,
-    /// How often the limit was met: a file, and a word in it or none for all of it.
+    /// Counter in v2 of how often the limit was met: a file and a key in it, or `None` if the file
+    /// holds only the number.
     met: (&'static str, Option<&'static str>),
-    /// The same in v1.
+    /// The same counter in v1.
     met_v1: (&'static str, Option<&'static str>),
 }
 
@@ -48,27 +49,27 @@ const TASKS: Controller = Controller {
     met_v1: ("pids.events", Some("max")),
 };
 
-/// A limit that a group has.
+/// A limit of a group.
 #[derive(Debug)]
 struct Limit {
-    /// The group's directory: one for both limits in v2, one each in v1.
+    /// Directory of the group: in v2 the same for both limits, in v1 one for each limit.
     directory: PathBuf,
     met: (&'static str, Option<&'static str>),
 }
 
-/// A control group of our own below the topmost one. On drop all that is in the group ends, and then the
-/// group.
+/// A control group below the topmost group. Dropping the value kills the processes in the group and
+/// removes the group.
 #[derive(Debug)]
 pub struct ControlGroup {
     limits: Vec<Limit>,
 }
 
 impl ControlGroup {
-    /// A group with the limits of a unit, which has to have both.
+    /// Creates a group with the limits of a unit, which must have both limits.
     ///
     /// # Errors
     ///
-    /// When the unit has no limit, or the kernel has no such group.
+    /// When the unit lacks a limit, or the kernel refuses the group or a limit.
     pub fn new(unit: &Unit) -> Result<Self> {
         let limits = [(MEMORY, "MemoryMax"), (TASKS, "TasksMax")];
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +86,7 @@ impl ControlGroup {
         let root = hierarchy(controller.name)?;
         let is_v2 = root.join(CONTROLLERS).exists();
         if is_v2 {
-            // As systemd has done where it runs.
+            // systemd, where it runs, has already enabled the controller.
             let enabled = format!("+{}", controller.name);
             fs::write(root.join("cgroup.subtree_control"), enabled)
                 .with_context(|| format!("No groups below {}", root.display()))?;
@@ -100,14 +101,15 @@ impl ControlGroup {
         } else {
             (controller.limit_v1, controller.met_v1)
         };
-        // Known first, so that the group goes whatever follows.
+        // The directory is recorded now, so that a drop removes the group even if a later step
+        // fails.
         self.limits.push(Limit {
             directory: directory.clone(),
             met,
         });
         fs::write(directory.join(file), limit.to_string())
             .with_context(|| format!("Cannot set {file} to {limit}"))?;
-        // A machine with swap would otherwise go on, slowly, where ours end.
+        // With swap, a service beyond its limit would continue slowly instead of ending.
         let swap = directory.join("memory.swap.max");
         if is_v2 && controller.name == MEMORY.name && swap.exists() {
             fs::write(swap, "0").context("Cannot forbid swap")?;
@@ -115,21 +117,21 @@ impl ControlGroup {
         Ok(())
     }
 
-    /// Where a process joins the group.
+    /// Returns the directories in which a process joins the group.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Path> {
         self.limits.iter().map(|limit| limit.directory.as_path())
     }
 
-    /// How often a service has met a limit.
+    /// Returns how often processes of the group have met a limit.
     ///
     /// # Errors
     ///
-    /// When the kernel does not say.
+    /// When a counter can't be read.
     pub fn times_met(&self) -> Result<u64> {
         self.limits.iter().map(Limit::times_met).sum()
     }
 
-    /// The processes in the group.
+    /// Returns the processes in the group.
     #[must_use]
     pub fn members(&self) -> Vec<Pid> {
         let texts = self
@@ -157,7 +159,7 @@ impl Drop for ControlGroup {
             std::thread::sleep(Duration::from_millis(5));
         }
         for directory in self.directories() {
-            // Both limits may have one directory, which is gone then.
+            // Both limits may share a directory, which then no longer exists the second time.
             let _ = fs::remove_dir(directory);
         }
     }
@@ -179,17 +181,18 @@ impl Limit {
     }
 }
 
-/// Has this process, and all that it starts, in a group.
+/// Moves this process, and thereby its future children, into a group.
 pub(super) fn join(directory: &Path) -> Result<()> {
     fs::write(directory.join(MEMBERS), "0")
         .with_context(|| format!("Cannot join the group {}", directory.display()))
 }
 
-/// The topmost group of the hierarchy that has a controller.
+/// Returns the topmost group of the hierarchy that has a controller.
 fn hierarchy(controller: &str) -> Result<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("Mounts cannot be listed")?;
     for line in text.lines() {
-        // ID, parent, device, root, place, options and more, a dash, type, source, options of the type.
+        // Fields: ID, parent, device, root, mount point, options, optional fields, a dash, type,
+        // source, options of the file system.
         let Some((left, right)) = line.split_once(" - ") else {
             continue;
         };
@@ -212,7 +215,7 @@ fn hierarchy(controller: &str) -> Result<PathBuf> {
     bail!("No hierarchy of control groups has {controller}: mount cgroup2 on /sys/fs/cgroup")
 }
 
-/// A size or number as units have them: digits, and a letter for a power of 1024.
+/// Parses a size or number of a unit: digits, and optionally a letter for a power of 1024.
 fn bytes(text: &str) -> Result<u64> {
     let digits = text.trim_end_matches(char::is_alphabetic);
     let shift = match text.get(digits.len()..) {

@@ -1,4 +1,4 @@
-//! File system of a confined program: visible paths and writable paths.
+//! File system view of a confined program: visible paths and writable paths.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt as _;
@@ -10,20 +10,20 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::Unit;
 
-/// A directory of every machine, which holds copies of the programs. The program's user may not be
-/// able to reach the originals.
+/// A directory that every machine has. A private file system there exposes the programs, because
+/// the program's user may not be able to reach their original paths.
 const PLACE: &str = "/mnt";
-/// Devices that `PrivateDevices=` leaves.
+/// Devices that remain with `PrivateDevices=`.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const NONE: Option<&str> = None;
 
-/// Private mounts of this process, with copies of the programs to execute.
+/// Private mounts of this process, which expose the programs to execute.
 pub(super) struct Places {
     programs: [PathBuf; 2],
 }
 
 impl Places {
-    /// Creates private mounts for this process, with two programs that everybody may execute.
+    /// Creates private mounts for this process, with two programs that every user may execute.
     pub(super) fn new(programs: &[&Path; 2]) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).context("No mounts of its own: run as root")?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -33,7 +33,8 @@ impl Places {
         let mut places = [PathBuf::new(), PathBuf::new()];
         for (number, (program, place)) in programs.iter().zip(&mut places).enumerate() {
             let name = program.file_name().context("A program has no name")?;
-            // Some programs check their own name.
+            // Some programs check their own name, so each program keeps its name in a directory of
+            // its own.
             let directory = Path::new(PLACE).join(number.to_string());
             fs::create_dir(&directory)?;
             *place = directory.join(name);
@@ -48,7 +49,7 @@ impl Places {
         &self.programs
     }
 
-    /// Writes a file that everybody may read.
+    /// Writes a file that every user may read. Returns the path.
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
         let path = Path::new(PLACE).join(name);
         fs::write(&path, content)?;
@@ -56,7 +57,7 @@ impl Places {
     }
 }
 
-/// Applies a unit's settings of the file system.
+/// Applies the file system settings of a unit.
 pub(super) fn restrict(unit: &Unit, writable: &[PathBuf]) -> Result<()> {
     let read_only = unit.words("ReadOnlyPaths");
     let tunables = unit.is_set("ProtectKernelTunables");
@@ -100,7 +101,7 @@ pub(super) fn restrict(unit: &Unit, writable: &[PathBuf]) -> Result<()> {
         bind(tunable, tunable)?;
         make_read_only(tunable)?;
     }
-    // A dash means that the path may be missing; here any path may be missing.
+    // In units a dash means that the path may be missing; here any path may be missing.
     let of_unit = unit.words("ReadWritePaths").into_iter();
     let of_unit = of_unit.map(|path| PathBuf::from(path.trim_start_matches('-')));
     for path in of_unit.chain(writable.iter().cloned()) {
@@ -137,7 +138,7 @@ fn make_read_only(path: &Path) -> Result<()> {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     match mount(NONE, path, NONE, flags, NONE) {
         Ok(()) => Ok(()),
-        // Another mount hides this one, so the program cannot see it either.
+        // Another mount hides this mount point, so the program cannot see it either.
         Err(_) if path != Path::new("/") => Ok(()),
         Err(error) => Err(error).context("The file system cannot be made read-only"),
     }
@@ -150,7 +151,7 @@ fn mount_points() -> Result<Vec<PathBuf>> {
     Ok(fields.map(unescaped).collect())
 }
 
-/// Decodes a path of `/proc`, which writes some characters as a backslash and three octal digits.
+/// Decodes a path from `/proc`, where a backslash and three octal digits stand for some characters.
 fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -5,23 +5,23 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-/// The settings of the section `[Service]`, in their order.
+/// Settings of the section `[Service]`, in the order of the file.
 #[derive(Clone, Debug, Default)]
 pub struct Unit(Vec<(String, String)>);
 
 impl Unit {
-    /// Reads a file.
+    /// Reads a unit file.
     ///
     /// # Errors
     ///
-    /// When it cannot be read.
+    /// When the file can't be read.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path)
             .with_context(|| format!("Cannot read the unit {}", path.display()))?;
         Ok(Self::parse(&text))
     }
 
-    /// Parses a text. The project's units have no continuation lines.
+    /// Parses the text of a unit file without continuation lines; the project's units have none.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut is_service = false;
@@ -39,7 +39,7 @@ impl Unit {
         Self(settings)
     }
 
-    /// Returns all values of a setting. An empty value clears the earlier ones.
+    /// Returns all values of a setting. An empty value clears the values before it.
     #[must_use]
     pub fn values(&self, key: &str) -> Vec<&str> {
         let of_key = self.0.iter().filter(|(other, _)| other == key);
@@ -51,7 +51,7 @@ impl Unit {
             .to_vec()
     }
 
-    /// Returns the words of all values of a setting.
+    /// Returns the words of all values of a setting, in order.
     #[must_use]
     pub fn words(&self, key: &str) -> Vec<&str> {
         let values = self.values(key);
@@ -64,7 +64,7 @@ impl Unit {
         self.values(key).pop()
     }
 
-    /// Returns true if a setting is `yes`.
+    /// Returns true if the last value of a setting is a systemd boolean for true.
     #[must_use]
     pub fn is_set(&self, key: &str) -> bool {
         matches!(self.last(key), Some("yes" | "true" | "on" | "1"))
