@@ -28,25 +28,26 @@ use crate::setup;
 /// Benches.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Cost of the `snoop` program, and of 64 VMs of 1,000 addresses each
+    /// Cost of the `snoop` program, and of a host with 64 VMs that listen to 1,000 addresses each
     Snoop(Output),
-    /// Cost of the `gate` program for a frame into a TAP, while its VM stays and while it moves
+    /// Cost of the `gate` program per frame into a TAP, without and during a migration of the VM
     Gate(Output),
-    /// A relayed stream's way to 1, 4 and 16 TAPs: CPU time and rate, against other ways
+    /// Path of a relayed stream to 1, 4 and 16 TAPs: CPU time and rate, compared with other paths
     Relay(relay::RelayArgs),
-    /// A relay with 1, 10 and 100 subscribers: CPU time and rate, against a sendmmsg loop
+    /// A relay with 1, 10 and 100 subscribers: CPU time and rate, compared with a sendmmsg loop
     Replicate(relay::RelayArgs),
-    /// Unicast mobility: cost of translation, in programs and for applications; throughput of a
+    /// Unicast mobility: cost of the translation, in programs and for applications; throughput of a
     /// mapping server
     Mat(Output),
-    /// Handovers at high rates, between TAPs that a program reads: how many stay exact
+    /// Handovers at high rates, between TAPs that a program reads: how many of them are exact
     Rates(RatesArgs),
-    /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
+    /// Time from MigrationRequest to MigrationResponse for 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
     /// Consecutive migrations under one and several streams, between all kinds of networks: each
     /// must be exact
     Handover(handover::HandoverArgs),
-    /// The paper's measurements: migrations by memory and rate, of GLM, of LM and by libvirt alone
+    /// The paper's measurements: migrations by GLM, by LM and by libvirt alone, for several memory
+    /// sizes and stream rates
     Migration(migration::MigrationArgs),
 }
 
@@ -61,7 +62,7 @@ pub(crate) struct Output {
 /// Arguments of `cargo xtask bench rates`.
 #[derive(Debug, Args)]
 pub(crate) struct RatesArgs {
-    /// Rates of the stream, Mbit/s of UDP payload in packets of 1450 bytes
+    /// Rates of the stream, Mbit/s of UDP payload, in packets of 1450 bytes
     #[arg(long, value_name = "MBPS,..", value_delimiter = ',', default_values_t = [200, 500, 1000],
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rates: Vec<u32>,
@@ -69,7 +70,7 @@ pub(crate) struct RatesArgs {
     #[arg(long, value_name = "MS,..", value_delimiter = ',', default_values_t = [50, 200, 500],
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pauses: Vec<u32>,
-    /// Handovers of each rate and pause
+    /// Handovers per rate and pause
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     moves: u32,
     #[command(flatten)]
@@ -79,10 +80,10 @@ pub(crate) struct RatesArgs {
 /// Arguments of `cargo xtask bench signalling`.
 #[derive(Debug, Args)]
 pub(crate) struct SignallingArgs {
-    /// Migrations of each kind; the median is the result
+    /// Migrations per rate and number of addresses; the median is the result
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
-    /// Numbers of multicast addresses, each a flow of its own
+    /// Numbers of multicast addresses; each address is a flow of its own
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 100, 1000],
           value_parser = clap::value_parser!(u16).range(1..=2000))]
     addresses: Vec<u16>,
@@ -101,7 +102,7 @@ struct Signalling {
     /// Times of all runs, milliseconds.
     runs_ms: Vec<f64>,
     median_ms: f64,
-    /// Verdicts of the destination's probes over all runs, by name.
+    /// Number of the destination's probes per verdict, over all runs.
     verdicts: BTreeMap<String, usize>,
     /// Longest time from a join to its verdict, milliseconds.
     longest_probe_ms: u64,
@@ -127,7 +128,8 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
     }
 }
 
-/// Runs the benches of unicast mobility one after the other. The report has the results of each.
+/// Runs the benches of unicast mobility one after the other. The report has the results of each
+/// bench.
 fn mat(output: &Output) -> Result<()> {
     // The bench measures the mapping server as it is delivered. Benches are release builds too, so
     // they look for the server beside themselves.

@@ -86,10 +86,10 @@ pub(crate) struct DemoArgs {
     /// Rate of the stream, Mbit/s of UDP payload.
     #[arg(long, value_name = "MBPS", default_value_t = 20.0, value_parser = rate)]
     rate: f64,
-    /// Memory of the guest.
+    /// Memory of the guest, MiB.
     #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(96..=8192))]
     memory: u32,
-    /// Number of migrations, each of a freshly booted guest.
+    /// Number of migrations; each one moves a freshly booted guest.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Migrate by plain libvirt, without Roamcast.
@@ -137,7 +137,7 @@ impl DemoArgs {
     }
 }
 
-/// Runs the demo. Fails if a row is not `ok`.
+/// Runs the demo. Fails if any row is not `ok`.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     ensure!(
         args.unicast || args.join == Join::Eth0,
@@ -306,7 +306,7 @@ fn flap_table(rows: &[FlapRow]) -> Table {
     table
 }
 
-/// Returns a line for each run with losses: where the packets were lost.
+/// Returns a line for each run with losses, which says where the packets were lost.
 pub(crate) fn losses(rows: &[RunRow]) -> impl Iterator<Item = String> {
     let lost = (1..).zip(rows).filter(|(_, row)| row.lost > 0);
     lost.map(|(number, row)| {

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer over every parser of foreign bytes, and over the state machines.
+//! `cargo xtask fuzz`: runs libFuzzer over every parser of foreign bytes, and over the state
+//! machines.
 //!
 //! The targets are functions of the crates under test (`common/src/fuzz.rs` and its siblings). The
 //! programs that run them are in `tests/fuzz`. New inputs stay under `target/fuzz`, and the next
@@ -39,22 +40,22 @@ pub(crate) const A_MINUTE: Duration = Duration::from_secs(60);
 pub(crate) struct FuzzArgs {
     /// Targets [default: all].
     target: Vec<String>,
-    /// Time for all targets together, shared evenly.
+    /// Time for all targets together, minutes; each target gets the same share.
     #[arg(long, value_name = "N", default_value_t = 10.0)]
     minutes: f64,
     /// Print the results as JSON.
     #[arg(long)]
     json: bool,
-    /// Only list the targets.
+    /// List the targets without running them.
     #[arg(long)]
     list: bool,
-    /// After the run, copy new inputs to the source tree and remove inputs without effect on
+    /// After the run, copy new inputs to the source tree and remove the inputs that do not add
     /// coverage.
     #[arg(long)]
     keep: bool,
 }
 
-/// Runs the command.
+/// Runs `cargo xtask fuzz`.
 ///
 /// # Errors
 ///
@@ -88,7 +89,7 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     judge(&outcomes)
 }
 
-/// Fuzzes all targets as a part of the tests, deterministically: two runs on the same tree give the
+/// Fuzzes all targets as a part of the tests. Deterministic: two runs on the same tree give the
 /// same result.
 ///
 /// # Errors
@@ -249,7 +250,7 @@ fn table(outcomes: &[Outcome]) -> Table {
     table
 }
 
-/// Fails if an assertion failed, and says how the input becomes a test.
+/// Fails if an assertion failed. The error says how to turn the input into a test.
 fn judge(outcomes: &[Outcome]) -> Result<()> {
     let crashed: Vec<&Outcome> = outcomes
         .iter()

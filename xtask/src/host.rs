@@ -22,20 +22,20 @@ pub(crate) const MEMORY_MIB: u32 = 4096;
 /// Arguments of `cargo xtask host`.
 #[derive(Debug, Args)]
 pub(crate) struct HostArgs {
-    /// Kernel: a version or its beginning, as 6.1 or 6.12 (the newest of Debian's generic kernels
-    /// that fits), or the name of a package.
+    /// Kernel: a version or its beginning, such as 6.1 or 6.12 (the newest matching generic kernel
+    /// of Debian is used), or the name of a package.
     kernel: String,
     /// Processors; with more than one, KVM in the machine is not reliable.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
-    /// Memory of the machine.
+    /// Memory of the machine, MiB.
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB, value_parser = clap::value_parser!(u32).range(512..=262_144))]
     memory: u32,
-    /// Time after which the machine is killed.
+    /// Time after which the machine is killed, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Directory to which the command may write, as $ROAMCAST_MACHINE_OUTPUT. The machine discards
-    /// all other files at the end.
+    /// Directory in which the command may write files, available as $ROAMCAST_MACHINE_OUTPUT. All
+    /// other files that the command writes disappear with the machine.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Program and arguments, run in the working directory of this command [default: a shell].

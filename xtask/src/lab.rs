@@ -17,21 +17,22 @@ use crate::setup;
 /// Verbs of `cargo xtask lab`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Build the lab and leave it running; one of the same name is replaced
+    /// Build the lab and leave it running; a lab of the same name is replaced
     Up {
         /// Multicast in the network of site 2, the destination
         #[arg(long, value_enum, default_value_t = Kind::Multicast)]
         site: Kind,
-        /// Time that the tree of a late site takes to grow, in milliseconds
+        /// Time that the tree of a late site needs to grow, milliseconds
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         late_ms: u64,
-        /// Interval of the switches' MLD General Queries, in seconds
+        /// Interval of the switches' MLD General Queries, seconds
         #[arg(long, value_name = "S", default_value_t = 125, value_parser = clap::value_parser!(u64).range(1..=3600))]
         query_interval: u64,
-        /// Number of relay nodes, which have a site of their own
+        /// Number of relay nodes; they have a site of their own
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2))]
         relays: u64,
-        /// Also ims1 and peer1, for a mapping server and a correspondent of mobile guests
+        /// Add the hosts ims1, for a mapping server, and peer1, for a correspondent of mobile
+        /// guests
         #[arg(long)]
         mobility: bool,
         #[command(flatten)]
@@ -39,7 +40,7 @@ pub(crate) enum Verb {
     },
     /// Remove the lab
     Down {
-        /// Remove all labs of this machine
+        /// Remove all labs on this machine
         #[arg(long)]
         all: bool,
         #[command(flatten)]
@@ -70,7 +71,7 @@ pub(crate) enum Verb {
         number: u64,
         /// New kind of the site
         kind: Kind,
-        /// Time that the tree of a late site takes to grow, in milliseconds
+        /// Time that the tree of a late site needs to grow, milliseconds
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         late_ms: u64,
         #[command(flatten)]
@@ -81,7 +82,7 @@ pub(crate) enum Verb {
 /// Name of a lab.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Name {
-    /// Name of the lab: a-z and 0-9, at most 16
+    /// Name of the lab: at most 16 letters a-z and digits
     #[arg(long = "lab", value_name = "NAME", default_value = "lab")]
     name: String,
 }
@@ -91,7 +92,7 @@ pub(crate) struct Name {
 pub(crate) enum Kind {
     /// The tree reaches the site at once
     Multicast,
-    /// The tree takes time to grow
+    /// The tree needs time to grow
     Late,
     /// The site gets no multicast
     UnicastOnly,
@@ -323,7 +324,7 @@ fn print_tables(status: &LabStatus) {
     }
 }
 
-/// Most addresses or flows in a table; JSON has all.
+/// Limit of addresses or flows in a table; JSON has all of them.
 const SHOWN_MAX: usize = 10;
 
 fn some(addresses: &[std::net::Ipv6Addr]) -> String {

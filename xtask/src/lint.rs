@@ -8,7 +8,8 @@
 //! | retired words | [`words`] |
 //! | doc lines that only repeat a name | [`docs`] |
 //!
-//! The last three, the rules of the house, parse each source file once (`syn`). `--house` runs them alone.
+//! The last three checks, the rules of the house, parse each source file once (`syn`). `--house`
+//! runs only these checks.
 
 mod docs;
 mod rooms;

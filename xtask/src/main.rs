@@ -24,11 +24,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Install what building and running needs (Debian 12 with rustup); every verb does so first
+    /// Install everything that building and running needs (Debian 12 with rustup); every verb does
+    /// so first
     Setup(setup::Arguments),
     /// Migrate a real VM under a stream to another subnet, and count the received packets
     Demo(demo::DemoArgs),
-    /// Run all checks and tests: format, lints, documentation, tests of every level
+    /// Run all checks and tests: format, lints, documentation, and the tests of every level
     Test(test::TestArgs),
     /// Measure: program cost, the relay and its alternatives, signalling time, migrations
     #[command(subcommand)]

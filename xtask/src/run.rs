@@ -1,7 +1,7 @@
 //! Runs the steps of a verb: prints the title of each step, shows its output, stops at the first
 //! failure.
 //!
-//! In the host machine everything is built already, and a build does nothing.
+//! In the host machine everything is already built, so a build does nothing.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
@@ -82,7 +82,7 @@ pub(crate) fn go_on_delivered() -> Result<()> {
     Err(error).with_context(|| format!("Failed to start {}", program.display()))
 }
 
-/// Runs one step and shows its output.
+/// Runs one step: prints its title and shows its output.
 ///
 /// # Errors
 ///

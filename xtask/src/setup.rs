@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lab::guest::image;
 use lab::machine;
 
-/// Said before the first installation.
+/// Printed before the first installation.
 const FRESH_MACHINE: &str = "Installs what is missing. On a fresh machine with two processors all of it takes about ten minutes.";
 
 /// Options of `cargo xtask setup`.
@@ -44,8 +44,8 @@ struct Step {
     commands: Vec<(String, Command)>,
 }
 
-/// Runs the set-up as the first part of another verb. In the host machine everything is installed
-/// already.
+/// Installs what is missing, as the first part of another verb. Does nothing in the host machine,
+/// where everything is installed.
 ///
 /// # Errors
 ///

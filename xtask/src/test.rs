@@ -21,17 +21,17 @@ use crate::{fuzz, lint, setup};
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// Only this level [default: all of them].
+    /// Level to run [default: all levels].
     #[arg(value_enum)]
     level: Option<Level>,
     /// Run the levels program and network, and one test of each kind of the level vm, in a machine
-    /// with this stock kernel: a version or its beginning, as 6.1, or the name of a package.
+    /// with this stock kernel: a version or its beginning, such as 6.1, or the name of a package.
     #[arg(long, value_name = "KERNEL")]
     host: Option<String>,
-    /// With --host: only what CI runs; takes some 15 minutes.
+    /// With --host: run only what CI runs; takes about 15 minutes.
     #[arg(long, requires = "host", conflicts_with = "level")]
     quick: bool,
-    /// With --host: only this target or test, of any level; may be given several times.
+    /// With --host: run only this target or test, of any level; may be given several times.
     #[arg(long, value_name = "NAME", requires = "host", conflicts_with_all = ["level", "quick"])]
     test: Vec<String>,
 }
@@ -85,8 +85,8 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
             build()?;
         }
         for target in targets {
-            // Serially: the tests of a target share the machine's two cores with the guests that
-            // they start.
+            // The tests run serially, because they share the machine's two cores with the guests
+            // that they start.
             let mut command = workspace("test");
             command.args(["--test", target, "--", "--test-threads", "1"]);
             tests(target, &mut command, tally)?;

@@ -20,17 +20,17 @@ pub(crate) struct HandoverArgs {
     /// Cases [default: all]
     #[arg(long, value_name = "CASE,..", value_delimiter = ',', value_enum)]
     cases: Vec<Case>,
-    /// Migrations of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the
+    /// Migrations per case [default: 20 for native and relay, 10 for dense and unicast, 5 for the
     /// others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     moves: Option<u32>,
     /// Rate of the stream in cases with a single stream, Mbit/s
     #[arg(long, value_name = "MBPS", default_value_t = RATE_MBPS, value_parser = crate::demo::rate)]
     rate: f64,
-    /// Queues of the guest's NICs, and its CPUs
+    /// Queues of each NIC of the guest, and number of the guest's CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     queues: u8,
-    /// QEMU reads the TAPs itself, instead of vhost-net
+    /// Let QEMU read the TAPs itself, instead of vhost-net
     #[arg(long)]
     without_vhost: bool,
     /// Print the results as JSON instead of a table
@@ -101,7 +101,7 @@ fn here(arguments: &HandoverArgs, cases: Vec<(Case, u32)>, moves: u64) -> Result
     with_bar(moves, |tell| handover::run(&config, tell))
 }
 
-/// Renders one line per case: sums of packets, medians of times.
+/// Renders one line per case: sums of packets and medians of times.
 fn table(report: &HandoverReport) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);

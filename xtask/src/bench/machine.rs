@@ -1,4 +1,4 @@
-//! Runs a bench of migrations on a stock kernel: the same command, in a host machine.
+//! Runs a bench of migrations on a stock kernel: the same command, inside a host machine.
 
 use std::fs;
 use std::time::Duration;
@@ -25,14 +25,15 @@ const SCRIPT: &str = r#"exec "$@" --report "$ROAMCAST_MACHINE_OUTPUT/report.json
 /// Place of a bench: this machine or a host machine.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Place {
-    /// Run on this stock kernel, as `cargo xtask host` takes it, with KVM and vhost-net
+    /// Run in a machine with this stock kernel (named as for `cargo xtask host`), with KVM and
+    /// vhost-net
     #[arg(long, value_name = "KERNEL")]
     host: Option<String>,
 }
 
 impl Place {
-    /// Runs this command in the machine, if the options say so, and returns the report, for the
-    /// same display as a report from here.
+    /// Runs this command in the machine if the options ask for it. Returns the report, which is
+    /// displayed like a report of this machine.
     ///
     /// # Errors
     ///

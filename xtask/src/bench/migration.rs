@@ -44,13 +44,13 @@ pub(crate) struct MigrationArgs {
     /// Sizes of the guest's memory, MiB [default: 128,256,512,1024]
     #[arg(long, value_name = "MIB,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(96..=8192))]
     memory: Vec<u32>,
-    /// Rates of the stream, Mbit/s [default: 2,20, and 100 with 256 MiB]
+    /// Rates of the stream, Mbit/s [default: 2,20, and also 100 with 256 MiB]
     #[arg(long, value_name = "MBPS,..", value_delimiter = ',', value_parser = crate::demo::rate)]
     rates: Vec<f64>,
-    /// Migrations of each method with each memory and rate
+    /// Migrations per method, memory size and rate
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Methods, taken in turn in each run
+    /// Methods; each run uses all of them in turn
     #[arg(long, value_name = "WAY,..", value_delimiter = ',', value_enum, default_values_t = [WayKind::Glm, WayKind::Lm, WayKind::Baseline])]
     ways: Vec<WayKind>,
     /// `libvirt.downtime_ms` of the agents, and the same limit for the other methods
@@ -151,7 +151,7 @@ fn save(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("Failed to write {}", path.display()))
 }
 
-/// Renders the medians of each method, and the packets of all its runs together.
+/// Renders the medians of each method, and the sums of packets over all its runs.
 fn moves_table(report: &MigrationReport) -> Table {
     let mut table = table(&[
         "MiB",

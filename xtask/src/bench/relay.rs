@@ -22,7 +22,7 @@ use crate::run::{root, step, workspace};
 /// Options of both benches.
 #[derive(Debug, Args)]
 pub(crate) struct RelayArgs {
-    /// Rounds, each of all methods; the medians are the result
+    /// Rounds; each round measures all methods, and the medians are the result
     #[arg(long, value_name = "N", default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Numbers of TAPs or of subscribers [default: 1,4,16 or 1,10,100]
@@ -173,7 +173,7 @@ fn finish(arguments: &RelayArgs, report: &impl Serialize) -> Result<()> {
     }
 }
 
-/// Says whether the machine was idle enough.
+/// Prints a warning if the machine was not idle enough.
 fn told(loads: impl Iterator<Item = f64>) {
     let most = loads.fold(0.0, f64::max);
     if most > 0.2 {

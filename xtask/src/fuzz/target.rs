@@ -12,7 +12,8 @@ use serde::Serialize;
 use super::VARIABLE;
 use crate::run::root;
 
-/// Longest input, bytes. Parsers refuse longer inputs by their length, or repeat themselves.
+/// Longest input, bytes. Longer inputs gain nothing: parsers refuse them by their length or repeat
+/// themselves.
 const MAX_INPUT_BYTES: usize = 4096;
 /// Time for one input after which libFuzzer reports a crash, seconds.
 const TIMEOUT_S: u32 = 10;
@@ -43,7 +44,7 @@ pub(super) struct Outcome {
     pub(super) per_second: u64,
     /// Number of covered branches.
     pub(super) branches: u64,
-    /// Number of inputs with a coverage of their own.
+    /// Number of inputs that each add coverage.
     pub(super) corpus: u64,
     pub(super) crashes: Vec<Crash>,
 }
@@ -73,7 +74,7 @@ impl Target {
         command
     }
 
-    /// Runs the target for a time. Passes each line of libFuzzer to `progress`.
+    /// Runs the target for `time`. Passes each line of libFuzzer to `progress`.
     ///
     /// # Errors
     ///
@@ -181,7 +182,7 @@ fn empty(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(failed)
 }
 
-/// Reader of libFuzzer's output: `#1048576 pulse cov: 345 ft: 900 corp: 120/4Kb exec/s: 262144 rss:
+/// Reads libFuzzer's output: `#1048576 pulse cov: 345 ft: 900 corp: 120/4Kb exec/s: 262144 rss:
 /// 40Mb`, and after a crash the path of the input.
 struct Reader {
     outcome: Outcome,
@@ -209,7 +210,7 @@ impl Reader {
                 input: PathBuf::from(input.trim()),
             });
         } else if line.contains("panicked at ") || line.contains("ERROR: libFuzzer:") {
-            // A panic ends as an error of libFuzzer, whose message says less.
+            // A panic also ends as an error of libFuzzer, and the error's message says less.
             if self.said.is_empty() {
                 self.said = line.trim().to_owned();
             }

@@ -1,5 +1,5 @@
-//! The terminal of a shell in the host machine, in raw mode: every key goes to the machine, Ctrl-C
-//! too, and the terminal driver there interprets it.
+//! The terminal of a shell in the host machine, in raw mode: every key, even Ctrl-C, goes to the
+//! machine, and the terminal driver there interprets the keys.
 
 use std::io::{Read as _, stdin};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context, Result};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-/// Size if the terminal does not report one: rows, columns.
+/// Size if the terminal reports none: rows, columns.
 const SIZE: (u16, u16) = (24, 80);
 
 /// This process's terminal in raw mode. Dropping the value restores the terminal.
@@ -36,12 +36,12 @@ impl Terminal {
         Ok(Self { before, size })
     }
 
-    /// Returns rows and columns.
+    /// Returns the numbers of rows and columns.
     pub(super) fn size(&self) -> (u16, u16) {
         self.size
     }
 
-    /// Returns a channel with the typed bytes.
+    /// Returns a channel that receives the typed bytes.
     pub(super) fn keyboard(&self) -> Receiver<Vec<u8>> {
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {

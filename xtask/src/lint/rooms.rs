@@ -1,5 +1,5 @@
-//! Checks who imports whom. The rooms of a crate are its top modules. They stand in rows; a room
-//! imports only from lower rows, so rooms of one row do not know each other.
+//! Checks which module imports which. The rooms of a crate are its top modules, arranged in rows. A
+//! room imports only from lower rows, so rooms of one row do not know each other.
 //!
 //! Tests and fuzz targets may import everything, because they combine the rooms.
 
@@ -9,7 +9,7 @@ use syn::visit::{self, Visit};
 use super::Finding;
 use super::source::Source;
 
-/// The rows of one crate, lowest first. A module in no row is the crate's roof (`main`, `cli`,
+/// Rows of one crate, lowest first. A module in no row belongs to the crate's roof (`main`, `cli`,
 /// `fuzz`, …), which may import everything.
 struct House {
     /// Folder of the crate's sources, with a slash at the end.
@@ -55,7 +55,7 @@ const HOUSES: &[House] = &[
     },
 ];
 
-/// Finds imports of a room that does not stand on a lower row.
+/// Finds imports of a room that does not stand in a lower row.
 pub(super) fn check(source: &Source) -> Vec<Finding> {
     let file = source.file.to_string_lossy();
     let Some(house) = HOUSES.iter().find(|it| file.starts_with(it.folder)) else {
@@ -90,7 +90,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
         .collect()
 }
 
-/// References of a file by `crate::` or `super::`: top module and line.
+/// Modules that a file references by `crate::` or `super::`: top module and line.
 struct References {
     module: Vec<String>,
     found: Vec<(String, usize)>,

@@ -96,8 +96,8 @@ pub(super) fn packages() -> Result<Option<Step>> {
              newer), then run this again"
         );
     }
-    // A broken third-party source must not stop the installation, which reports missing packages at
-    // its end.
+    // A broken third-party source must not stop the installation; the installation itself reports
+    // packages that it cannot find.
     let mut update = Command::new("sh");
     update.args(["-c", "apt-get --quiet update || true"]);
     let mut commands = vec![("read the package lists".to_owned(), privileged(update)?)];
@@ -209,7 +209,7 @@ fn missing(wanted: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'stat
         .collect()
 }
 
-/// Returns true if an installed package provides a virtual one, as `zlib1g-dev` provides
+/// Returns true if an installed package provides a virtual package, as `zlib1g-dev` provides
 /// `libz-dev`.
 fn provided(name: &str) -> bool {
     let real = match name {
@@ -231,7 +231,7 @@ fn apt(arguments: &[&str]) -> Result<Command> {
     privileged(command)
 }
 
-/// Runs a command as root: directly, or by `sudo` if `sudo` needs no password.
+/// Runs a command as root: directly, or by `sudo` if that needs no password.
 fn privileged(command: Command) -> Result<Command> {
     if Uid::effective().is_root() {
         return Ok(command);

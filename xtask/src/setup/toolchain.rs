@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use super::Step;
 use super::packages::output;
 
-/// rustup's name for Debian's compiler.
+/// rustup's name for the toolchain with Debian's compiler.
 const LINKED: &str = "bpf-debian";
 /// First version that links the output of LLVM 22.
 const LINKER_VERSION: &str = "0.13.0";
@@ -47,9 +47,9 @@ pub(super) fn host() -> Result<Option<Step>> {
     }))
 }
 
-/// Links Debian's compiler, unless a toolchain that can build for BPF exists. Debian's compiler has
-/// no cargo, and rustup would warn at each build, so the linked toolchain gets this machine's
-/// cargo.
+/// Links Debian's compiler as a toolchain, unless a toolchain that can build for BPF exists.
+/// Debian's compiler has no cargo and rustup would warn at each build, so the linked toolchain gets
+/// this machine's cargo.
 pub(super) fn bpf() -> Result<Option<Step>> {
     if nightly_with_source().is_some() || is_linked() {
         return Ok(None);
@@ -92,7 +92,7 @@ pub(super) fn bpf() -> Result<Option<Step>> {
     }))
 }
 
-/// Returns true if Debian's compiler is linked, with a cargo.
+/// Returns true if Debian's compiler is linked as a toolchain with a cargo.
 fn is_linked() -> bool {
     rustup_home().is_some_and(|home| {
         let programs = home.join("toolchains").join(LINKED).join("bin");
@@ -145,7 +145,7 @@ pub(super) fn deny() -> Result<Option<Step>> {
     }))
 }
 
-/// Names the toolchain that builds the kernel programs.
+/// Returns a sentence that names the toolchain for the kernel programs.
 pub(super) fn chosen() -> String {
     match nightly_with_source() {
         Some(name) => format!("The kernel programs are built by {name} with rust-src."),
@@ -203,7 +203,7 @@ fn found(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-/// Parses `bpf-linker X.Y.Z` and compares.
+/// Parses `bpf-linker X.Y.Z`. Returns true if the version is at least [`LINKER_VERSION`].
 fn new_enough(version: &str) -> bool {
     let numbers = |text: &str| -> Vec<u32> {
         text.split('.')

@@ -62,8 +62,8 @@ struct Run {
 }
 
 /// Runs tests on all kernels at the same time. Prints their output, the skipped tests with reasons,
-/// and the time. A machine has one processor, so each of several machines has a processor of this
-/// one.
+/// and the time. Each machine has one processor, so several machines use several processors of this
+/// machine.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub(super) fn run(kernels: &[&str], part: Part<'_>, tally: &mut Tally) -> Result
     Err(first)
 }
 
-/// Runs tests on one kernel. `named`: each line begins with the kernel's version.
+/// Runs tests on one kernel. If `named` is true, each line begins with the kernel's version.
 fn run_on(kernel: &str, part: Part<'_>, runs: &[Run], named: bool) -> (Tally, Result<()>) {
     let mut report = Report::default();
     let outcome = report_on(kernel, part, runs, named, &mut report);
@@ -165,7 +165,7 @@ fn command(runs: &[Run], deadline: Duration) -> machine::Command {
         words.push(run.tests.len().to_string());
         words.extend(run.tests.iter().cloned());
     }
-    // The environment that cargo gives a test program.
+    // The same environment as cargo gives a test program.
     let package = root().join("tests");
     let mut environment = machine::environment();
     environment.retain(|(name, _)| name != "CARGO_MANIFEST_DIR");

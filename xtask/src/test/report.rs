@@ -1,28 +1,28 @@
-//! Collects the output of the test programs in a host machine. `run-tests.sh` marks where the
-//! output of each program begins and ends.
+//! Collects the output of the test programs in a host machine. `run-tests.sh` marks the beginning
+//! and the end of each program's output.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::results::{Reader, Tally};
 
-/// Results of the runs.
+/// Results of all runs in a machine.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     /// Counts of all tests.
     pub(super) tally: Tally,
     /// Reasons of skipped tests by target and test.
     skipped: BTreeMap<(String, String), String>,
-    /// A few words on each target with a failure.
+    /// One line for each target with a failure.
     pub(super) failures: Vec<String>,
-    /// Seconds by target, in order.
+    /// Run time of each target in seconds, in the order of the runs.
     times: Vec<(String, u64)>,
     /// The running target, and the reader of its output.
     current: Option<(String, Reader)>,
 }
 
 impl Report {
-    /// Reads one line and returns whether to show it.
+    /// Reads one line. Returns true if the line has to be shown.
     pub(super) fn read(&mut self, line: &str) -> bool {
         if let Some(target) = line.strip_prefix("==> ") {
             self.current = Some((target.to_owned(), Reader::default()));
@@ -35,7 +35,7 @@ impl Report {
         true
     }
 
-    /// Handles the end of a target: name, exit code, seconds.
+    /// Handles the line that ends a target: name, exit code, seconds.
     fn end(&mut self, end: &str) {
         let Some((target, reader)) = self.current.take() else {
             return;
@@ -53,7 +53,7 @@ impl Report {
                 self.failures.push(format!("{target} ran no test"));
             }
             "0" => {}
-            // Exit codes of `timeout`: time is over, and killed after that.
+            // Exit codes of `timeout`: the time is over, or the target was killed after that.
             "124" | "137" => self
                 .failures
                 .push(format!("{target} was killed after {seconds} s")),

@@ -109,7 +109,8 @@ impl Reader {
     }
 }
 
-/// Returns the reason in a line with which a test reports that it is skipped.
+/// Returns the reason in a line by which a test reports that it was skipped; `None` for any other
+/// line.
 fn skip_reason(line: &str) -> Option<&str> {
     let rest = line
         .strip_prefix("skipped")
