@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Flow, LoggedEvent};
 use crate::topology::Site;
 
-/// Deadline of each read and each write on a connection.
+/// Timeout of each read on a connection, and of each write by the daemon.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request to the daemon.

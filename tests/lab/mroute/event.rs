@@ -23,7 +23,7 @@ pub struct Flow {
 pub enum Action {
     /// Install or replace the kernel's route of a flow.
     SetRoute {
-        /// The flow.
+        /// Source and multicast address of the flow.
         flow: Flow,
         /// Multicast interface on which the flow arrives.
         incoming: u16,
@@ -71,7 +71,7 @@ pub enum Event {
     },
     /// A flow was seen for the first time.
     Flow {
-        /// The flow.
+        /// Source and multicast address of the flow.
         #[serde(flatten)]
         flow: Flow,
     },
@@ -84,7 +84,7 @@ pub enum Event {
     },
     /// The flow is not routed, because the router's table of flows is full.
     FlowsFull {
-        /// The flow.
+        /// Source and multicast address of the flow.
         #[serde(flatten)]
         flow: Flow,
     },

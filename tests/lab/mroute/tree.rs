@@ -261,7 +261,8 @@ impl Tree {
         }
     }
 
-    /// Returns when to call [`Tree::handle_timeout`] next; `None` if no branch grows.
+    /// Returns when to call [`Tree::handle_timeout`] next; `None` if no timer is armed. The timer
+    /// of a pruned branch stays armed.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
         let next = |state: &SiteState| state.growing.peek().map(|Reverse((at, _))| *at);

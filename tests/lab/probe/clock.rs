@@ -2,7 +2,8 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Returns `CLOCK_MONOTONIC` in nanoseconds; zero if the kernel refuses, which it never does.
+/// Returns the time of `CLOCK_MONOTONIC` in nanoseconds; 0 if the system call fails, which does not
+/// happen on Linux.
 pub fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);

@@ -43,7 +43,7 @@ pub struct Faulty {
 /// Time and place of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Came {
-    /// Time of the arrival.
+    /// Time of the arrival, in milliseconds since the start of the window.
     pub came_ms: f64,
     /// Index of the VM host on which the guest ran.
     pub host: u8,

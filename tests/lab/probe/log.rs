@@ -2,9 +2,9 @@
 //!
 //! # Wire format
 //!
-//! Little-endian records of 14 bytes: flow (2), sequence number (4), time of sending in nanoseconds
-//! of the host's monotonic clock (8). The reader ignores a record cut at the end of the file,
-//! because the sender may have been killed.
+//! The log consists of little-endian records of 14 bytes: flow (2), sequence number (4), time of
+//! sending in nanoseconds of the host's monotonic clock (8). The reader ignores an incomplete
+//! record at the end of the file, because the sender may have been killed.
 
 use std::path::Path;
 

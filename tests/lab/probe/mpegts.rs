@@ -23,12 +23,12 @@ const RTP_FIXED_HEADER_LEN: usize = 12;
 pub fn null_packet() -> [u8; PACKET_LEN] {
     let mut packet = [0xff; PACKET_LEN];
     let [high, low] = NULL_PID.to_be_bytes();
-    // Payload only, counter 0.
+    // 0x10: a payload, no adaptation field, counter 0.
     packet[..4].copy_from_slice(&[SYNC_BYTE, high, low, 0x10]);
     packet
 }
 
-/// Why a datagram is not MPEG-TS.
+/// Reason why a datagram is not MPEG-TS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MpegTsError {
     /// The length is zero or no multiple of 188 bytes.

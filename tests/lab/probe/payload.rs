@@ -12,7 +12,7 @@ pub const STAMP_LEN: usize = 24;
 ///
 /// # Wire format
 ///
-/// All numbers in network byte order.
+/// All numbers are in network byte order.
 ///
 /// | offset | length | field |
 /// |---|---|---|

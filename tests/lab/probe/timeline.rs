@@ -24,9 +24,10 @@
 //!                         the clock stands still
 //! ```
 //!
-//! A stretch is the time between two migrations: the reports that arrived by one VM host. A report
-//! may be stamped before a migration and written after it; a report stamped within 3 ms after the
-//! last report by the source counts as such. Repeated reports say nothing about the clocks.
+//! A stretch is the time between two migrations: the reports that arrived by one VM host. The guest
+//! may stamp a report before a migration and write the report after the migration. A report stamped
+//! within 3 ms after the last report by the source counts as such a report. Repeated reports say
+//! nothing about the clocks.
 //!
 //! The remaining error is the millisecond between two reads of the receiver's socket.
 
@@ -94,8 +95,10 @@ impl Stretch {
             .or_insert(difference);
     }
 
-    /// Returns the host's clock minus the guest's at a time of the guest's clock, from the nearest
-    /// period with a report.
+    /// Returns the host's clock minus the guest's at a time of the guest's clock: the smallest
+    /// difference of this period and of [`AROUND`] periods before and after, where each period
+    /// beyond the neighbours adds [`DRIFT_NS`]. If none of them has a report, the last earlier
+    /// period counts, otherwise the first later one.
     fn difference(&self, guest_ns: u64) -> i64 {
         let period = guest_ns / PERIOD_NS;
         let around = self
@@ -185,10 +188,11 @@ mod tests {
     const MS: u64 = 1_000_000;
     /// The host's clock minus the guest's, at the source.
     const APART: u64 = 5_000_000 * MS;
-    /// How long the guest's clock stands still.
+    /// Time for which the guest's clock stands still, nanoseconds.
     const STOP: u64 = 170 * MS;
 
-    /// Returns a report for each 1.2 ms of the guest's clock from a time on; each takes `delay`.
+    /// Returns a report for each 1.2 ms of the guest's clock from `from_ns` on. The channel needs
+    /// `delay` for each report.
     fn reports(
         numbers: std::ops::Range<u32>,
         from_ns: u64,
@@ -253,7 +257,7 @@ mod tests {
     #[test]
     fn report_that_was_stamped_before_the_pause_belongs_there() {
         let mut all = reports(0..1000, 0, 0, usual);
-        // Stamped at 1200 ms, just before the pause, and written after it.
+        // The guest stamps the report at 1200 ms, just before the pause, and writes it afterwards.
         all.extend(reports(1000..1001, 1200 * MS, 1, |_| 35 * MS));
         all.extend(reports(1001..2000, 1235 * MS, 1, usual));
         let timeline = Timeline::new(&all);

@@ -44,8 +44,8 @@ impl<'a> Crossing<'a> {
     ///
     /// # Errors
     ///
-    /// When a migration fails, or when a guest does not run on its destination, and on no other
-    /// host, after the migration.
+    /// When a migration fails. Also when, after the migrations, a guest does not run on its
+    /// destination or runs on both VM hosts.
     pub fn go(&mut self, mover: Mover) -> Result<()> {
         self.party.go(self.testbed, mover)
     }

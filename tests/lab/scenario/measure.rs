@@ -158,6 +158,7 @@ pub const RECEIVES: &str = "the guest receives";
 const LATE_NS: u64 = 500_000_000;
 
 /// Returns true if the application received a packet at the destination in the last half second.
+/// Totals of MPEG-TS do not name the VM host, so for them a datagram at either VM host counts.
 fn flows_at_end(tally: &Tally, window: Window) -> bool {
     let late = Window {
         from_ns: window.to_ns.saturating_sub(LATE_NS),
@@ -172,8 +173,7 @@ fn flows_at_end(tally: &Tally, window: Window) -> bool {
         || tally.counted(late) > 0
 }
 
-/// Lets the streams run for `time`. Fails if a guest has sent no frame for 30 s, because its
-/// results would then be worthless.
+/// Lets the streams run for `time`. Fails if a guest has sent no frame for 30 s, or none at all.
 pub(super) fn pass<'a>(
     guests: impl IntoIterator<Item = &'a Control>,
     time: Duration,
@@ -194,7 +194,7 @@ const SETTLED: Duration = Duration::from_secs(5);
 
 /// Returns how the VM host `host` receives the guest's addresses: `native`, `relay`, or both
 /// separated by a comma. While the agent has not decided, the text holds another word of the
-/// agent's table.
+/// agent's table. The text is empty if the agent's table has none of the addresses.
 pub(super) fn mode(testbed: &Testbed, host: usize, addresses: &[Ipv6Addr]) -> Result<String> {
     let read = || modes(testbed, host, addresses);
     let is_settled = |modes: &BTreeSet<String>| {

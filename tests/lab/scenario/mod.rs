@@ -281,7 +281,8 @@ impl Testbed {
     }
 }
 
-/// Prints the logs of all programs if the test fails.
+/// Prints the logs of the agents, of the relays and of the guest's node, and the agents' counters
+/// and migration records, if the test fails.
 impl Drop for Testbed {
     fn drop(&mut self) {
         if !thread::panicking() {

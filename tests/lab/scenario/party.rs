@@ -1,8 +1,8 @@
 //! Guests that receive streams and migrate at the same time.
 //!
 //! [`Party::begin`] starts the senders and the receivers. Each [`Party::go`] migrates all guests at
-//! once and measures a window around the migrations. [`Party::finish`] ends the streams and
-//! computes the rows, because a packet counts as lost only if it never arrived.
+//! once and measures a window around the migrations. [`Party::finish`] ends the streams and only
+//! then computes the rows, because a packet counts as lost only if it never arrived.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

@@ -90,7 +90,7 @@ impl Relays {
             .map(drop)
     }
 
-    /// Returns the answer to `roamcast status` on a node.
+    /// Returns the output of `roamcast status --json` on a node.
     ///
     /// # Errors
     ///

@@ -68,8 +68,8 @@ impl<'a> Shuttle<'a> {
     ///
     /// # Errors
     ///
-    /// When the migration fails, or when the guest does not run on its destination, and on no other
-    /// host, after the migration.
+    /// When the migration fails. Also when, after the migration, the guest does not run on its
+    /// destination or runs on both VM hosts.
     pub fn go(&mut self, mover: Mover) -> Result<()> {
         self.party.go(self.testbed, mover)
     }

@@ -124,8 +124,9 @@ pub(super) fn fill(
     }
 }
 
-/// Fills in for how long the guest did not run in a window. A thread that sleeps while the guest's
-/// clock stands still does not notice the stop, so only the clocks show this time.
+/// Fills in the longest time in a window for which the guest did not run. A thread that sleeps
+/// while the guest's clock stands still does not notice the stop, so only the clocks show this
+/// time.
 pub(super) fn with_stalls(row: RunRow, guest: &Control, window: Window) -> RunRow {
     let is_inside = |ns: u64| (window.from_ns..window.to_ns).contains(&ns);
     let longest = |times: Vec<(u64, u64)>| {

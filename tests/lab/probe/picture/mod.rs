@@ -33,7 +33,7 @@ const PHASE_COLORS: [&str; 4] = ["#56b4e9", "#f0e442", "#d55e00", "#009e73"];
 pub struct Phase {
     /// Name in the picture.
     pub name: String,
-    /// Begin, in nanoseconds of the host's monotonic clock.
+    /// Start, in nanoseconds of the host's monotonic clock.
     pub from_ns: u64,
     /// End, in the same clock.
     pub to_ns: u64,
