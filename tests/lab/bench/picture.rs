@@ -1,4 +1,4 @@
-//! Bars, in panels beside each other, as SVG.
+//! Draws panels of bars, up to three beside each other, as an SVG document.
 
 use std::fmt::Write as _;
 

@@ -10,8 +10,10 @@
 //!
 //! - [`image`] builds the kernel and the initramfs if their inputs have changed.
 //! - [`domain`] writes the libvirt domain XML.
-//! - [`wire`] is the framing and the messages between host and guest.
-//! - [`control`] is the host's side: it follows a guest from one VM host to the other.
+//! - [`qemu`] runs a guest under plain QEMU.
+//! - [`wire`] defines the frames and the messages between host and guest.
+//! - [`control`] is the host's side, which follows a guest from one VM host to the other.
+//! - [`program`] runs programs in a guest.
 //!
 //! The guest's side of the control channel is the binary `guest` in `tests/bin/guest`.
 

@@ -29,7 +29,7 @@ pub mod wire;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Environment variable that is 1 inside the machine. Programs there must not install or build
+/// Environment variable that is 1 inside the machine. Programs there do not install or build
 /// anything, because everything is prebuilt outside.
 pub const VARIABLE: &str = "ROAMCAST_MACHINE";
 

@@ -33,15 +33,15 @@ impl Qemu {
     /// Starts QEMU. `next` is the program to which `init.sh` hands over.
     pub(super) fn start(machine: &Machine, image: &Image, next: &Path) -> Result<(Self, Channels)> {
         let (port, other_end) = UnixStream::pair().context("Cannot make a pair of sockets")?;
-        // Standard input carries the port and standard output the console. No file remains on this
-        // machine, whatever ends this process.
+        // Standard input carries the port and standard output the console, so that no file remains
+        // on this machine, however this process ends.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(arguments(machine, image, next))
             .stdin(OwnedFd::from(other_end))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C must reach only this process; QEMU ends with it.
+            // Ctrl-C must reach only this process. QEMU ends when this process ends.
             .process_group(0)
             .spawn()
             .context("Cannot start QEMU by setpriv; install qemu-system-x86 and util-linux")?;

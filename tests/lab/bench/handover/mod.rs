@@ -52,7 +52,7 @@ pub struct HandoverReport {
 /// Result of a case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HandoverCase {
-    /// Kind of the case.
+    /// Case that was measured.
     pub case: Case,
     /// One row per migration; each of two guests has a row of its own.
     pub runs: Vec<RunRow>,

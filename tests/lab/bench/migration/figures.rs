@@ -1,4 +1,4 @@
-//! The paper's figures 8 to 11, as bars beside its numbers.
+//! The paper's figures 8 to 11 as bars, with the paper's numbers beside this project's.
 
 use super::{Load, MigrationReport, MigrationSetting, MigrationWay, Span, Way, paper};
 use crate::bench::picture::{Bar, Kind, Panel, svg};

@@ -144,7 +144,7 @@ pub struct MigrationSetting {
 /// Migrations by one method.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrationWay {
-    /// The method.
+    /// Method of all migrations in `runs`.
     pub way: Way,
     /// One row per migration.
     pub runs: Vec<RunRow>,

@@ -82,8 +82,8 @@ impl Control {
     /// When a socket cannot be bound.
     pub fn listen(sockets: &[HostSocket]) -> Result<Self> {
         let state = State {
-            // Another process may have used the same guest before. Ids that begin at the time are
-            // unique.
+            // Another process may have used the same guest before. The ids start at the current
+            // time and are therefore unique.
             next_request: clock::now_ns(),
             ..State::default()
         };

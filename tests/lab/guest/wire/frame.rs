@@ -8,7 +8,7 @@
 //!
 //! # Wire format
 //!
-//! Little endian.
+//! All integers are little endian.
 //!
 //! | offset | length | field |
 //! |---|---|---|
