@@ -22,6 +22,7 @@ use common::maps::{
     SubscriberUsage, Translation, TranslationKey,
 };
 use common::snoop::Walk;
+use common::snoop::mld::MldRecords;
 
 const ON_USE: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -85,7 +86,7 @@ pub(crate) static HELD_SCRATCH: Array<HeldRecord, 1> = Array::new();
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
 /// Scratch memory of `snoop` for the walk over a Report, which exceeds the stack.
 #[btf_map]
-pub(crate) static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
+pub(crate) static WALK: PerCpuArray<Walk<MldRecords>, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
 

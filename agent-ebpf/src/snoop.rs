@@ -14,6 +14,7 @@ use aya_ebpf::helpers::bpf_loop;
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES, UnfinishedEvent};
 use common::packet::PacketRead;
+use common::snoop::mld::MldRecords;
 use common::snoop::{
     self, KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
 };
@@ -145,7 +146,7 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
     };
     // SAFETY: the slot belongs to this CPU, and no other program uses the map.
     let walk = unsafe { &mut *walk };
-    match snoop::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, walk, &mut store) {
+    match snoop::mld::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, walk, &mut store) {
         Ok(steps) if steps <= KERNEL_STEPS => apply(skb, walk, store),
         Ok(_) | Err(NoMessage::Unfinished) => hand_over(skb, at_ns),
         Err(reason) => no_message(skb, reason),
@@ -185,12 +186,12 @@ fn malformed(skb: &Skb, counter: Counter) {
 /// State of the loop over the steps of a walk.
 struct Steps {
     skb: *const Skb,
-    walk: *mut Walk,
+    walk: *mut Walk<MldRecords>,
     store: MapStore,
 }
 
 #[inline(always)]
-fn apply(skb: &Skb, walk: &mut Walk, store: MapStore) -> Verdict {
+fn apply(skb: &Skb, walk: &mut Walk<MldRecords>, store: MapStore) -> Verdict {
     let mut state = Steps { skb, walk, store };
     // Verifier: an exact number of iterations would keep the verifier from merging the paths that
     // lead here. The walk itself ends the loop.

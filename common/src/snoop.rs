@@ -1,4 +1,10 @@
-//! Effect of an MLD message (RFC 9777) from a VM on the listener tables.
+//! Effect of a VM's messages about its memberships on the listener tables.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `records` | what a protocol yields: records and their sources |
+//! | [`mld`] | the records of MLD (RFC 9777) |
+//! | `walk` | the effect of records on the tables |
 //!
 //! Each port has one VM, so nothing is merged and no listener suppresses another: every record
 //! applies directly, without the router timers of RFC 9777 §7. State ends with a leave, or by age
@@ -20,20 +26,19 @@
 //!
 //! The agent may apply a frame that the kernel has applied already; both skip a record that a later
 //! Report has overtaken.
-//!
-//! Deviation: records for scopes up to link-local have no effect, because such an address means
-//! nothing on another link; neither do EXCLUDE records for source-specific addresses (RFC 4604
-//! §2.2.1).
 
 use crate::counter::Counter;
 use crate::event::Change;
 use crate::maps::{Listener, ListenerKey, Source, SourceKey};
 use crate::packet::PacketRead;
-use crate::wire::checksum;
-use crate::wire::mld::{self, Message, NoMessage, RECORD_BYTES, RecordType};
+use crate::wire::mld::{NoMessage, RECORD_BYTES};
+use crate::wire::{self, checksum};
 
+pub mod mld;
+mod records;
 mod walk;
 
+pub use records::{Ignored, Record, RecordType, Records};
 pub use walk::{Report, Step, Walk};
 
 /// Limit of records in one Report that the kernel program reads.
@@ -45,8 +50,8 @@ pub const KERNEL_BYTES: usize = checksum::MAX_BYTES;
 /// Limit of Hop-by-Hop options that the kernel program reads.
 pub const KERNEL_OPTIONS: usize = 8;
 
-/// Records that fit in [`mld::MAX_BYTES`].
-const RECORDS: usize = mld::MAX_BYTES / RECORD_BYTES;
+/// Records that fit in [`wire::mld::MAX_BYTES`].
+const RECORDS: usize = wire::mld::MAX_BYTES / RECORD_BYTES;
 /// One-byte options that fit in the longest Hop-by-Hop Options header.
 const OPTIONS: usize = 2048;
 
@@ -136,14 +141,14 @@ where
     P: PacketRead + ?Sized,
     S: ListenerStore,
 {
-    let Some(frame) = mld::ipv6_frame(packet) else {
+    let Some(frame) = wire::mld::ipv6_frame(packet) else {
         return true;
     };
-    if mld::is_hidden(packet, &frame) {
+    if wire::mld::is_hidden(packet, &frame) {
         store.count(Counter::MalformedOptions);
         return true;
     }
-    let message = match mld::parse::<P, OPTIONS, { mld::MAX_BYTES }>(packet, &frame) {
+    let message = match wire::mld::parse::<P, OPTIONS, { wire::mld::MAX_BYTES }>(packet, &frame) {
         Ok(message) => message,
         Err(reason) => {
             count_no_message(reason, store);
@@ -158,55 +163,12 @@ where
         by_agent: true,
     };
     let mut walk = Walk::new();
-    if let Err(reason) = begin::<P, S, RECORDS>(packet, &message, &report, &mut walk, store) {
+    if let Err(reason) = mld::begin::<P, S, RECORDS>(packet, &message, &report, &mut walk, store) {
         count_no_message(reason, store);
         return true;
     }
     while walk.step(packet, store) == Step::More {}
     !walk.refused()
-}
-
-/// Counts a valid message and prepares `walk` to apply it; returns the most steps that the walk
-/// takes.
-///
-/// # Errors
-///
-/// As [`mld::check_records`].
-#[inline(always)]
-pub fn begin<P, S, const MAX_RECORDS: usize>(
-    packet: &P,
-    message: &Message,
-    report: &Report,
-    walk: &mut Walk,
-    store: &mut S,
-) -> Result<usize, NoMessage>
-where
-    P: PacketRead + ?Sized,
-    S: ListenerStore,
-{
-    match message {
-        Message::Query(_) => {
-            walk.start(report);
-            store.count(Counter::GuestQueries);
-            Ok(0)
-        }
-        Message::ReportV1(address) => {
-            walk.start_v1(report, RecordType::ModeIsExclude, address);
-            store.count(Counter::ReportsV1);
-            Ok(1)
-        }
-        Message::Done(address) => {
-            walk.start_v1(report, RecordType::ChangeToIncludeMode, address);
-            store.count(Counter::Dones);
-            Ok(1)
-        }
-        Message::ReportV2(records) => {
-            let steps = mld::check_records::<P, MAX_RECORDS>(packet, records)?;
-            walk.start_v2(report, records);
-            store.count(Counter::ReportsV2);
-            Ok(steps)
-        }
-    }
 }
 
 /// Counts why a frame has no valid message.

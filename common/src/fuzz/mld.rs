@@ -11,9 +11,10 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use super::finish;
 use crate::group;
 use crate::maps::ListenerKey;
+use crate::snoop::mld::begin;
 use crate::snoop::{
     Frame, KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
-    apply_frame, begin,
+    apply_frame,
 };
 use crate::testing::store::{Meaning, MemoryStore, meaning};
 use crate::wire::ipv6;

@@ -3,13 +3,16 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::{KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, Report, Step, Walk, apply_frame, begin};
+use super::mld::begin;
+use super::{KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, Report, Step, Walk, apply_frame};
 use crate::counter::Counter;
 use crate::event::Change;
 use crate::maps::FilterMode;
 use crate::testing::frame::{Frame, address, record};
 use crate::testing::store::{MemoryStore, meaning};
 use crate::wire::mld;
+
+mod toy;
 
 const GROUP: &str = "ff1e::1234";
 const S1: &str = "2001:db8::1";

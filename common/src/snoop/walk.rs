@@ -1,14 +1,12 @@
 //! The walk over the records and sources of one message, in steps of constant cost: one iteration
-//! of a kernel program's loop.
+//! of a kernel program's loop. The walk knows no protocol; [`Records`] reads the packet.
 
-use super::ListenerStore;
+use super::{Ignored, ListenerStore, Record, RecordType, Records};
 use crate::counter::Counter;
 use crate::event::Change;
-use crate::group;
-use crate::maps::{Address, FilterMode, Listener, ListenerKey, Source, SourceKey};
+use crate::maps::{FilterMode, Listener, ListenerKey, Source, SourceKey};
 use crate::packet::PacketRead;
 use crate::wire::ipv6;
-use crate::wire::mld::{AddressRecord, RECORD_BYTES, RecordType, Records, SOURCE_BYTES};
 
 /// Metadata of a received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,25 +44,23 @@ enum Operation {
     Remove,
 }
 
-/// State of a walk. Each [`Walk::step`] reads one record header or one source, so the kernel
-/// program needs one loop with one body for the verifier.
+/// State of a walk over the records of one protocol. Each [`Walk::step`] reads one record header or
+/// one source, so the kernel program needs one loop with one body for the verifier.
 #[derive(Clone, Copy, Debug)]
-pub struct Walk {
+pub struct Walk<R> {
     at_ns: u64,
     /// Value of the current record's listener, written at the end of the record.
     listener: Listener,
     /// Keys of the current record's listener and of the current source.
     key: SourceKey,
-    /// Offset of the next record header or source, bytes.
-    offset: u32,
-    records_left: u32,
+    records: R,
+    /// Number of records begun.
+    place: u32,
     sources_left: u32,
-    /// Bytes between the last source and the next record.
-    aux_bytes: u32,
     guest_mac: [u8; 6],
     operation: Operation,
-    /// Type of the only record of an MLDv1 message; 0 for MLDv2.
-    v1_record_type: u8,
+    /// Protocol version of the current record.
+    version: u8,
     /// Whether the current record added the listener.
     added: bool,
     /// Whether the current record changed the filter mode or the list.
@@ -75,13 +71,13 @@ pub struct Walk {
     refused: bool,
 }
 
-impl Default for Walk {
+impl<R: Records + Default> Default for Walk<R> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Walk {
+impl<R: Records + Default> Walk<R> {
     /// A walk without records.
     pub fn new() -> Self {
         Self {
@@ -96,13 +92,12 @@ impl Walk {
                 },
                 source: ipv6::UNSPECIFIED,
             },
-            offset: 0,
-            records_left: 0,
+            records: R::default(),
+            place: 0,
             sources_left: 0,
-            aux_bytes: 0,
             guest_mac: [0; 6],
             operation: Operation::Skip,
-            v1_record_type: 0,
+            version: 0,
             added: false,
             changed: false,
             answer: false,
@@ -110,39 +105,22 @@ impl Walk {
             refused: false,
         }
     }
+}
 
-    /// Starts a walk over a message without records.
+impl<R: Records> Walk<R> {
+    /// Starts a walk over the records of a message.
     #[inline(always)]
-    pub(super) fn start(&mut self, report: &Report) {
+    pub fn start(&mut self, report: &Report, records: R) {
         self.at_ns = report.at_ns;
         self.key.listener.ifindex = report.ifindex;
         self.key.listener.vlan = report.vlan;
         self.key.listener.pad = 0;
         self.guest_mac = report.guest_mac;
         self.by_agent = report.by_agent;
-        self.records_left = 0;
+        self.records = records;
+        self.place = 0;
         self.sources_left = 0;
-        self.aux_bytes = 0;
-        self.v1_record_type = 0;
         self.refused = false;
-    }
-
-    /// Starts a walk over an MLDv1 message, treated as a record without sources.
-    #[inline(always)]
-    pub(super) fn start_v1(&mut self, report: &Report, record_type: RecordType, address: &Address) {
-        self.start(report);
-        self.key.listener.multicast_address = *address;
-        self.v1_record_type = record_type as u8;
-        self.records_left = 1;
-    }
-
-    /// Starts a walk over the records of an MLDv2 Report that [`crate::wire::mld::check_records`]
-    /// accepted.
-    #[inline(always)]
-    pub(super) fn start_v2(&mut self, report: &Report, records: &Records) {
-        self.start(report);
-        self.offset = records.offset as u32;
-        self.records_left = u32::from(records.count);
     }
 
     /// Whether a limit or a full map has refused anything.
@@ -160,79 +138,48 @@ impl Walk {
     {
         if self.sources_left > 0 {
             self.sources_left -= 1;
-            let Ok(source) = packet.read::<SOURCE_BYTES>(self.offset as usize) else {
-                return Step::Done;
-            };
-            self.offset += SOURCE_BYTES as u32;
-            self.key.source = source;
-            self.apply_source(store);
-        } else {
-            if self.records_left == 0 {
-                return Step::Done;
+            match self.records.next_source(packet) {
+                Some(Ok(source)) => {
+                    self.key.source = source;
+                    self.apply_source(store);
+                }
+                Some(Err(Ignored(counter))) => store.count(counter),
+                None => return Step::Done,
             }
-            self.records_left -= 1;
-            if !self.begin_record(packet, store) {
-                return Step::Done;
+        } else {
+            match self.records.next_record(packet) {
+                Some(Ok(record)) => self.begin_record(&record, store),
+                Some(Err(Ignored(counter))) => {
+                    store.count(counter);
+                    return Step::More;
+                }
+                None => return Step::Done,
             }
         }
         if self.sources_left == 0 {
             self.finish_record(store);
-            self.offset += self.aux_bytes;
         }
         Step::More
     }
 
-    /// Reads a record header and chooses the operation for its sources; false when the header is
-    /// truncated.
+    /// Chooses the operation for the sources of a record.
     #[inline(always)]
-    fn begin_record<P, S>(&mut self, packet: &P, store: &mut S) -> bool
-    where
-        P: PacketRead + ?Sized,
-        S: ListenerStore,
-    {
-        let record_type;
-        if self.v1_record_type == 0 {
-            let Ok(record) = AddressRecord::read(packet, self.offset as usize) else {
-                return false;
-            };
-            self.offset += RECORD_BYTES as u32;
-            self.aux_bytes = u32::from(record.aux_words) * 4;
-            self.sources_left = u32::from(record.sources);
-            self.key.listener.multicast_address = record.multicast_address;
-            record_type = record.record_type;
-        } else {
-            record_type = self.v1_record_type;
-        }
+    fn begin_record<S: ListenerStore>(&mut self, record: &Record, store: &mut S) {
+        self.key.listener.multicast_address = record.multicast_address;
+        self.place += 1;
+        self.sources_left = record.sources;
+        self.version = record.version;
         self.added = false;
         self.changed = false;
-        self.operation = self.begin(record_type, store);
+        self.operation = self.begin(record.record_type, store);
         if self.operation == Operation::Skip {
-            self.offset += self.sources_left * SOURCE_BYTES as u32;
             self.sources_left = 0;
         }
-        true
     }
 
     #[inline(always)]
-    fn begin<S: ListenerStore>(&mut self, record_type: u8, store: &mut S) -> Operation {
-        let Some(record_type) = RecordType::from_u8(record_type) else {
-            store.count(Counter::UnknownRecord);
-            return Operation::Skip;
-        };
-        if group::scope(&self.key.listener.multicast_address) <= 2 {
-            store.count(Counter::IgnoredScope);
-            return Operation::Skip;
-        }
-        let exclude = matches!(
-            record_type,
-            RecordType::ModeIsExclude | RecordType::ChangeToExcludeMode
-        );
-        if (exclude || self.v1_record_type != 0)
-            && group::is_source_specific(&self.key.listener.multicast_address)
-        {
-            store.count(Counter::IgnoredSsm);
-            return Operation::Skip;
-        }
+    fn begin<S: ListenerStore>(&mut self, record_type: RecordType, store: &mut S) -> Operation {
+        let exclude = record_type.is_exclude();
         self.answer = record_type.is_answer();
 
         if !store.listener(&self.key.listener, &mut self.listener) {
@@ -281,7 +228,8 @@ impl Walk {
             } else {
                 FilterMode::Include as u8
             },
-            mld_version: self.mld_version(),
+            // Readers see the entry before the record ends.
+            mld_version: self.version,
             guest_mac: self.guest_mac,
         };
         if let Err(refused) = store.add_listener(&self.key.listener, &self.listener) {
@@ -294,18 +242,11 @@ impl Walk {
         Operation::Add
     }
 
-    /// MLD version of the VM. A new entry needs the version at once, because readers see the entry
-    /// before the record ends.
-    #[inline(always)]
-    fn mld_version(&self) -> u8 {
-        if self.v1_record_type == 0 { 2 } else { 1 }
-    }
-
     /// A generation that no source of an earlier list has: the time in units of 1,024 ns, the
     /// applying side, and the position of the record in the Report, below 128.
     #[inline(always)]
     fn new_generation(&self) -> u32 {
-        let place = self.records_left & 0x7f;
+        let place = self.place & 0x7f;
         ((self.at_ns >> 10) as u32) << 8 | u32::from(self.by_agent) << 7 | place
     }
 
@@ -319,10 +260,6 @@ impl Walk {
 
     #[inline(always)]
     fn apply_source<S: ListenerStore>(&mut self, store: &mut S) {
-        if group::is_multicast(&self.key.source) || ipv6::is_unspecified(&self.key.source) {
-            store.count(Counter::InvalidSource);
-            return;
-        }
         let old = store.source(&self.key).map(|old| old.generation);
         let listed = old == Some(self.listener.generation);
         let value = Source {
@@ -363,7 +300,7 @@ impl Walk {
         }
         self.listener.last_report_ns = self.at_ns;
         self.listener.guest_mac = self.guest_mac;
-        self.listener.mld_version = self.mld_version();
+        self.listener.mld_version = self.version;
         if self.answer {
             self.listener.last_answer_ns = self.at_ns;
         }

@@ -23,6 +23,10 @@ use crate::maps::Address;
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::{checksum, ethernet, ipv6};
 
+mod record;
+
+pub use record::{AddressRecord, RECORD_BYTES, ReportV2, SOURCE_BYTES, check_records};
+
 /// IPv6 next header value of ICMPv6.
 pub const ICMPV6: u8 = 58;
 /// ICMPv6 type of a Query.
@@ -42,86 +46,11 @@ const V1_BYTES: usize = 24;
 const QUERY_V2_BYTES: usize = 28;
 /// Length of an MLDv2 Report before its records, bytes.
 const REPORT_V2_BYTES: usize = 8;
-/// Length of an address record before its sources, bytes.
-pub const RECORD_BYTES: usize = 20;
-/// Length of a source, bytes.
-pub const SOURCE_BYTES: usize = 16;
 
 /// Robustness Variable for a Query without one (RFC 9777 §9.1).
 pub const ROBUSTNESS_VARIABLE: u8 = 2;
 /// Query Interval for a Query without one, seconds (RFC 9777 §9.2).
 pub const QUERY_INTERVAL_SECONDS: u32 = 125;
-
-/// Type of an address record (RFC 9777 §5.2.12).
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecordType {
-    /// Answer to a Query: the filter mode is INCLUDE with these sources.
-    ModeIsInclude = 1,
-    /// Answer to a Query: the filter mode is EXCLUDE with these sources.
-    ModeIsExclude = 2,
-    /// The filter mode has changed to INCLUDE with these sources; an empty list means a leave.
-    ChangeToIncludeMode = 3,
-    /// The filter mode has changed to EXCLUDE with these sources.
-    ChangeToExcludeMode = 4,
-    /// The listener also wants these sources.
-    AllowNewSources = 5,
-    /// The listener no longer wants these sources.
-    BlockOldSources = 6,
-}
-
-impl RecordType {
-    /// Decodes the type; `None` for unknown types, which receivers skip (§5.2.12).
-    #[inline(always)]
-    pub fn from_u8(byte: u8) -> Option<Self> {
-        match byte {
-            1 => Some(Self::ModeIsInclude),
-            2 => Some(Self::ModeIsExclude),
-            3 => Some(Self::ChangeToIncludeMode),
-            4 => Some(Self::ChangeToExcludeMode),
-            5 => Some(Self::AllowNewSources),
-            6 => Some(Self::BlockOldSources),
-            _ => None,
-        }
-    }
-
-    /// Whether records of this type answer a Query.
-    #[inline(always)]
-    pub fn is_answer(self) -> bool {
-        matches!(self, Self::ModeIsInclude | Self::ModeIsExclude)
-    }
-}
-
-/// Fixed part of an address record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressRecord {
-    /// Type as on the wire; see [`RecordType`].
-    pub record_type: u8,
-    /// Length of the auxiliary data after the sources, 4-byte words.
-    pub aux_words: u8,
-    /// Number of sources.
-    pub sources: u16,
-    /// Multicast address of the record, network order.
-    pub multicast_address: Address,
-}
-
-impl AddressRecord {
-    /// Reads the fixed part of the record at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Truncated`] when the packet ends within the fixed part.
-    #[inline(always)]
-    pub fn read<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> Result<Self, Truncated> {
-        let [record_type, aux_words, s0, s1] = packet.read::<4>(offset)?;
-        Ok(Self {
-            record_type,
-            aux_words,
-            sources: u16::from_be_bytes([s0, s1]),
-            multicast_address: packet.read::<16>(offset + 4)?,
-        })
-    }
-}
 
 /// A Query of MLDv1 or MLDv2, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,17 +67,6 @@ pub struct Query {
     pub version: u8,
 }
 
-/// Position of the records of an MLDv2 Report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Records {
-    /// Number of records.
-    pub count: u16,
-    /// Offset of the first record in the frame, bytes.
-    pub offset: usize,
-    /// End of the message in the frame, bytes.
-    pub end: usize,
-}
-
 /// A valid message; the records of a Report still need a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -159,7 +77,7 @@ pub enum Message {
     /// MLDv1 Done for the address.
     Done(Address),
     /// MLDv2 Report.
-    ReportV2(Records),
+    ReportV2(ReportV2),
 }
 
 /// Addresses of a message's sender.
@@ -369,7 +287,7 @@ fn message<P: PacketRead + ?Sized>(
     let [kind, _, _, _, code_high, code_low, count_high, count_low] = *head;
     let length = end - start;
     if kind == LISTENER_REPORT_V2 {
-        return Ok(Message::ReportV2(Records {
+        return Ok(Message::ReportV2(ReportV2 {
             count: u16::from_be_bytes([count_high, count_low]),
             offset: start + REPORT_V2_BYTES,
             end,
@@ -455,42 +373,4 @@ pub fn query_interval_seconds(code: u8) -> u32 {
     }
     let exponent = u32::from(code >> 4) & 0x07;
     (u32::from(code & 0x0f) | 0x10) << (exponent + 3)
-}
-
-/// Checks that every record lies within the Report and is for a multicast address. Returns the
-/// number of records plus sources. `RECORDS` limits the records.
-///
-/// # Errors
-///
-/// [`NoMessage::Malformed`] for the first invalid record; [`NoMessage::Unfinished`] for more
-/// records than the limit.
-#[inline(always)]
-pub fn check_records<P: PacketRead + ?Sized, const RECORDS: usize>(
-    packet: &P,
-    records: &Records,
-) -> Result<usize, NoMessage> {
-    let count = usize::from(records.count);
-    if count > RECORDS {
-        return Err(NoMessage::Unfinished);
-    }
-    let mut at = records.offset;
-    let mut steps = 0;
-    for index in 0..RECORDS {
-        if index >= count {
-            break;
-        }
-        let Ok([_, aux_words, s0, s1, first]) = packet.read::<5>(at) else {
-            return Err(NoMessage::Malformed(Counter::MalformedRecord));
-        };
-        let sources = usize::from(u16::from_be_bytes([s0, s1]));
-        at += RECORD_BYTES + sources * SOURCE_BYTES + usize::from(aux_words) * 4;
-        if at > records.end {
-            return Err(NoMessage::Malformed(Counter::MalformedRecord));
-        }
-        if first != 0xff {
-            return Err(NoMessage::Malformed(Counter::MalformedAddress));
-        }
-        steps += 1 + sources;
-    }
-    Ok(steps)
 }
