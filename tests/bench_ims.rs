@@ -27,7 +27,7 @@ use ims::{Files, SECRET, Server, hoa, moa, opened, sealed, update_request, wall_
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn6, recvmmsg, sendmmsg};
 use nix::unistd::Pid;
-use roamcast::proto::ims::{Record, Write};
+use roamcast::proto::ims::{MappingStore as _, Record, Write};
 use roamcast::runtime::ims::store::Store;
 use serde::Serialize;
 
@@ -184,6 +184,7 @@ fn fill(files: &Files, mappings: u32) {
     let writes: Vec<Write> = (0..mappings)
         .map(|number| Write {
             hoa: hoa(number).octets(),
+            expected: None,
             record: Record {
                 generation: 1,
                 sequence: 1,
@@ -194,7 +195,7 @@ fn fill(files: &Files, mappings: u32) {
             },
         })
         .collect();
-    store.write(&writes).unwrap();
+    store.swap(&writes).unwrap();
 }
 
 /// Returns the CPUs that this process may use.

@@ -40,6 +40,10 @@ counters! {
     updates_taken_addresses,
     /// Updates that could not be stored.
     updates_failed,
+    /// Writes that lost to another server's in the same store.
+    writes_lost,
+    /// Newer states of nodes that another server stored.
+    changes_by_others,
     /// Mappings whose lifetime ended.
     mappings_ended,
     /// Newer generations learnt from a datagram instead of an enrollment at this server.

@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use super::{Hoa, Record};
+use super::{Hoa, Record, Version};
 use crate::proto::Timestamp;
 use crate::value::Prefix;
 
@@ -59,11 +59,13 @@ pub struct Reply {
     pub bytes: Vec<u8>,
 }
 
-/// Record to store for a HoA, replacing the former record.
+/// Record to store for a HoA, in place of the expected one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     /// Key of the record in the store.
     pub hoa: Hoa,
+    /// Version of the record to replace; `None`: the store has no record of the HoA.
+    pub expected: Option<Version>,
     /// State of the node to store.
     pub record: Record,
 }

@@ -12,6 +12,9 @@
 //! [`Ims::poll_reply`] then returns the answers, and [`Ims::poll_timeout`] returns the time at which an
 //! entry ends.
 //!
+//! Servers may share a [`MappingStore`]: every write names the version that it replaces, and
+//! [`Ims::handle_change`] takes what others have stored.
+//!
 //! # Trust
 //!
 //! A key derives from the servers' secret, the HoA and a generation. Whoever can seal with the key was
@@ -36,6 +39,8 @@
 //! | `node` | state of a HoA |
 //! | `record` | stored form of the state |
 //! | `update` | handling of an update |
+//! | `store` | what a store does |
+//! | `change` | changes by other servers |
 //! | `address` | valid MoAs, and their holders |
 //! | `enroll` | generation of a new node |
 //! | `io` | inputs and outputs |
@@ -43,6 +48,7 @@
 //! | `counter` | counters by reason |
 
 mod address;
+mod change;
 mod counter;
 mod enroll;
 mod exchange;
@@ -50,6 +56,7 @@ mod io;
 mod limit;
 mod node;
 mod record;
+mod store;
 #[cfg(any(test, fuzzing))]
 pub(in crate::proto) mod tests;
 mod update;
@@ -68,7 +75,8 @@ use super::Timestamp;
 pub use counter::Counters;
 pub use enroll::{EnrollError, next_generation};
 pub use io::{Config, Enrolled, Now, Path, Reply, Write};
-pub use record::{FreedMoa, Record, RecordError};
+pub use record::{FreedMoa, Record, RecordError, Version};
+pub use store::{MappingStore, Swapped};
 
 use address::Holders;
 use exchange::whole_seconds;
@@ -261,9 +269,7 @@ impl Ims {
     pub fn handle_stored(&mut self, now: Now, hoas: &[Hoa], stored: bool) {
         for hoa in hoas {
             self.conclude(now, *hoa, stored);
-            if let Some(waiting) = self.waiting.remove(hoa) {
-                self.update(now, *hoa, waiting);
-            }
+            self.resume(now, *hoa);
         }
     }
 
@@ -341,6 +347,7 @@ impl Ims {
     fn place(&mut self, hoa: Hoa, mut node: Node) {
         if let Some(old) = self.nodes.get(&hoa) {
             node.due = old.due;
+            node.stored = old.stored;
             for (address, _) in old.holds() {
                 self.holders.release(&address, &hoa);
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::mat::key::Key;
 use common::mat::message::Moa;
 
-use super::record::{FreedMoa, Record};
+use super::record::{FreedMoa, Record, Version};
 use super::{Now, whole_seconds};
 use crate::proto::Timestamp;
 
@@ -36,6 +36,8 @@ pub(super) struct Node {
     pub(super) freed: Vec<Freed>,
     /// Time of the node's entry in the table of ends.
     pub(super) due: Option<Timestamp>,
+    /// Version of the record in the store; `None`: no record is stored.
+    pub(super) stored: Option<Version>,
 }
 
 /// Result of [`Node::end`].
@@ -57,7 +59,20 @@ impl Node {
             until: Timestamp(0),
             freed: Vec::new(),
             due: None,
+            stored: None,
         }
+    }
+
+    pub(super) fn version(&self) -> Version {
+        Version {
+            generation: self.generation,
+            sequence: self.sequence,
+        }
+    }
+
+    /// Returns true if the store has this version of the node.
+    pub(super) fn is_stored(&self) -> bool {
+        self.stored == Some(self.version())
     }
 
     /// Returns true if the node has a mapping.
@@ -117,6 +132,21 @@ impl Node {
             self.freed.sort_by_key(|freed| freed.until);
             self.freed.drain(..excess);
         }
+    }
+
+    /// Returns true if the mappings of both nodes have an address in common.
+    pub(super) fn maps_any_of(&self, other: &Self) -> bool {
+        let maps = |address| other.moas.iter().any(|moa| moa.address == address);
+        self.moas.iter().any(|moa| maps(moa.address))
+    }
+
+    /// Gives all addresses of the other node's mapping up, and the own mapping if it has one of them.
+    pub(super) fn yield_to(&mut self, other: &Self) {
+        if self.maps_any_of(other) {
+            self.moas.clear();
+        }
+        self.freed
+            .retain(|freed| !other.moas.iter().any(|moa| *moa.address == freed.address));
     }
 
     /// Removes the mapping and the quarantines that have ended.
@@ -182,6 +212,7 @@ impl Node {
             now.monotonic + left.min(longest)
         };
         let lifetime = Duration::from_secs(record.lifetime_s.into());
+        let stored = Some(record.version());
         Self {
             generation: record.generation,
             key,
@@ -198,6 +229,7 @@ impl Node {
                 })
                 .collect(),
             due: None,
+            stored,
         }
     }
 }

@@ -4,6 +4,16 @@ use common::mat::message::Moa;
 use common::signal::Address;
 use minicbor::{Decode, Encode};
 
+/// Version of a HoA's state: generation first, then sequence. Every writer of a store raises the
+/// version, so the greater one is the newer state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// Generation of the node's key.
+    pub generation: u32,
+    /// Sequence of the last update in this generation.
+    pub sequence: u64,
+}
+
 /// Stored state of a HoA.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Record {
@@ -44,6 +54,14 @@ pub struct FreedMoa {
 pub struct RecordError;
 
 impl Record {
+    /// Returns the version of the state.
+    pub fn version(&self) -> Version {
+        Version {
+            generation: self.generation,
+            sequence: self.sequence,
+        }
+    }
+
     /// Encodes the record as CBOR.
     pub fn encode(&self) -> Vec<u8> {
         // Writing to a `Vec` cannot fail, and none of these types raises an error of its own.

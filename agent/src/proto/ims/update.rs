@@ -23,11 +23,11 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Staged {
     /// Node after the write.
-    node: Node,
-    /// Path and transaction of the update to acknowledge.
-    update: Option<(Path, u64)>,
+    pub(super) node: Node,
+    /// The update to acknowledge.
+    pub(super) update: Option<Waiting>,
     /// Requests of operators to answer.
-    requests: Vec<u64>,
+    pub(super) requests: Vec<u64>,
 }
 
 impl Staged {
@@ -47,7 +47,7 @@ impl Ims {
         let Waiting {
             path,
             transaction,
-            body,
+            ref body,
         } = request;
         let Some(node) = self.nodes.get(&hoa) else {
             return;
@@ -58,7 +58,7 @@ impl Ims {
             self.acknowledge(now, hoa, path, transaction, Outcome::Accepted);
             return;
         }
-        if let Err(outcome) = self.judge(now, hoa, &body) {
+        if let Err(outcome) = self.judge(now, hoa, body) {
             self.acknowledge(now, hoa, path, transaction, outcome);
             return;
         }
@@ -70,7 +70,7 @@ impl Ims {
         };
         let node = node.updated(
             body.sequence,
-            body.moas,
+            body.moas.clone(),
             lifetime,
             now.monotonic,
             quarantine,
@@ -79,7 +79,7 @@ impl Ims {
         for moa in &node.moas {
             self.holders.hold(*moa.address, hoa, node.until);
         }
-        self.stage(now, hoa, node, Some((path, transaction)), Vec::new());
+        self.stage(now, hoa, node, Some(request), Vec::new());
     }
 
     fn judge(&mut self, now: Now, hoa: Hoa, body: &UpdateRequest) -> Result<(), Outcome> {
@@ -133,11 +133,14 @@ impl Ims {
         now: Now,
         hoa: Hoa,
         node: Node,
-        update: Option<(Path, u64)>,
+        update: Option<Waiting>,
         requests: Vec<u64>,
     ) {
-        let record = node.record(now);
-        self.writes.push(Write { hoa, record });
+        self.writes.push(Write {
+            hoa,
+            expected: node.stored,
+            record: node.record(now),
+        });
         let staged = Staged {
             node,
             update,
@@ -151,22 +154,26 @@ impl Ims {
         let Some(staged) = self.staged.remove(&hoa) else {
             return;
         };
-        if let Some(node) = self.nodes.get(&hoa)
-            && node.generation != staged.node.generation
-        {
-            // The key was replaced meanwhile. The former key's update is void, and nobody can read an
-            // answer with the former key.
-            let node = node.clone();
-            self.give_back(hoa, &staged.node);
-            self.stage(now, hoa, node, None, staged.requests);
-            return;
+        let version = staged.node.version();
+        if let Some(node) = self.nodes.get_mut(&hoa) {
+            if stored {
+                node.stored = node.stored.max(Some(version));
+            }
+            // The key was replaced meanwhile, or another server stored a newer state.
+            if node.version() > version {
+                self.repeat(now, hoa, staged);
+                return;
+            }
         }
-        if let Some((path, transaction)) = staged.update {
+        if let Some(Waiting {
+            path, transaction, ..
+        }) = staged.update
+        {
             if stored {
                 self.counters.updates_stored += 1;
                 let node = &staged.node;
                 debug!(hoa = %Ipv6Addr::from(hoa), sequence = node.sequence, moas = node.moas.len(), "Node is updated");
-                self.place(hoa, staged.node);
+                self.settle(now, hoa, staged.node);
                 self.acknowledge(now, hoa, path, transaction, Outcome::Accepted);
             } else {
                 self.counters.updates_failed += 1;
@@ -183,8 +190,15 @@ impl Ims {
             }));
     }
 
+    /// Judges the update that waited for the end of a write.
+    pub(super) fn resume(&mut self, now: Now, hoa: Hoa) {
+        if let Some(waiting) = self.waiting.remove(&hoa) {
+            self.update(now, hoa, waiting);
+        }
+    }
+
     /// Releases the addresses of a refused update, except those that the node already holds.
-    fn give_back(&mut self, hoa: Hoa, refused: &Node) {
+    pub(super) fn give_back(&mut self, hoa: Hoa, refused: &Node) {
         for (address, _) in refused.holds() {
             self.holders.release(&address, &hoa);
         }

@@ -15,13 +15,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info};
 
 use super::batch::{BATCH, Batch};
-use super::store::Store;
 use super::{describe, now};
 use crate::config::ImsConfig;
 use crate::control::Reply;
 use crate::control::report::{ImsStatus, age_ms, milliseconds};
 use crate::proto::Timestamp;
-use crate::proto::ims::{self, Hoa, Ims, Now, Write};
+use crate::proto::ims::{self, Hoa, Ims, MappingStore, Now, Record, Swapped, Write};
 use crate::telemetry;
 use crate::watchdog::Watchdog;
 
@@ -35,6 +34,13 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(super) enum Input {
     /// A transaction of the store has ended.
     Stored(Stored),
+    /// Another server has changed the store.
+    Changed {
+        /// Home address of the node.
+        hoa: Hoa,
+        /// What the other server stored.
+        record: Record,
+    },
     /// An operator asks for the status.
     Status(UnboundedSender<Reply>),
     /// An operator enrolls a node.
@@ -56,8 +62,8 @@ pub(super) struct Stored {
     hoas: Vec<Hoa>,
     /// Duration of the transaction.
     elapsed: Duration,
-    /// Why the transaction failed; `None` if it succeeded.
-    failure: Option<String>,
+    /// Outcome of each write, or why the transaction failed.
+    outcome: Result<Vec<Swapped>, String>,
 }
 
 /// Sender of [`Input`]; wakes the receiving thread.
@@ -96,26 +102,26 @@ impl Inputs {
 }
 
 /// Writes all waiting changes in one transaction, again and again until every sender is gone.
-pub(super) fn write(store: &Store, writes: &Receiver<Vec<Write>>, inputs: &Inputs) {
+pub(super) fn write(store: &impl MappingStore, writes: &Receiver<Vec<Write>>, inputs: &Inputs) {
     let mut failing = false;
     while let Ok(mut batch) = writes.recv() {
         while let Ok(more) = writes.try_recv() {
             batch.extend(more);
         }
         let start = Instant::now();
-        let failure = store.write(&batch).err().map(|error| describe(&error));
-        match &failure {
-            Some(reason) if !failing => {
+        let outcome = store.swap(&batch).map_err(|error| describe(&error));
+        match &outcome {
+            Err(reason) if !failing => {
                 error!(%reason, "Updates cannot be stored and are refused; lookups go on");
             }
-            None if failing => info!("Updates can be stored again"),
+            Ok(_) if failing => info!("Updates can be stored again"),
             _ => {}
         }
-        failing = failure.is_some();
+        failing = outcome.is_err();
         inputs.send(Input::Stored(Stored {
             hoas: batch.into_iter().map(|write| write.hoa).collect(),
             elapsed: start.elapsed(),
-            failure,
+            outcome,
         }));
     }
 }
@@ -249,6 +255,7 @@ impl EventLoop {
             let now = now();
             match input {
                 Input::Stored(stored) => self.stored(now, stored),
+                Input::Changed { hoa, record } => self.ims.handle_change(now, hoa, record),
                 // A send to an operator who has left fails; so do the sends below.
                 Input::Status(replies) => {
                     let _ = replies.send(Reply::ImsStatus(Box::new(self.status(now))));
@@ -273,10 +280,19 @@ impl EventLoop {
 
     fn stored(&mut self, now: Now, stored: Stored) {
         self.longest_commit = self.longest_commit.max(stored.elapsed);
-        self.store_error = stored.failure;
-        let done = self.store_error.is_none();
-        self.commits += u64::from(done);
-        self.ims.handle_stored(now, &stored.hoas, done);
+        self.store_error = None;
+        match stored.outcome {
+            Ok(outcomes) => {
+                self.commits += 1;
+                for (hoa, swapped) in stored.hoas.into_iter().zip(outcomes) {
+                    self.ims.handle_swapped(now, hoa, swapped);
+                }
+            }
+            Err(reason) => {
+                self.store_error = Some(reason);
+                self.ims.handle_stored(now, &stored.hoas, false);
+            }
+        }
     }
 
     /// Performs the protocol's outputs.

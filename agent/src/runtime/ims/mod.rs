@@ -3,8 +3,8 @@
 //! ```text
 //!               thread `ims`                              thread `ims-store`
 //!   socket ---> handle_datagram -> poll_writes ---------> one transaction of all that waits
-//!          <--- poll_reply      <- handle_stored <------- and one fsync
-//!                     ^
+//!          <--- poll_reply      <- handle_swapped <------ and one fsync
+//!                     ^            handle_change <------- what another server stored
 //!   operator (tokio) -'
 //! ```
 //!
@@ -32,7 +32,7 @@ use crate::clock;
 use crate::config::ImsConfig;
 use crate::control::server::{ControlError, ControlRequest, ControlServer};
 use crate::control::{Reply, request};
-use crate::proto::ims::{Ims, Now};
+use crate::proto::ims::{Ims, MappingStore, Now};
 use crate::shutdown::Shutdown;
 use event_loop::{EventLoop, Input, Inputs};
 use secret::SecretError;
@@ -85,18 +85,19 @@ pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
     let secret = secret::load(&config.ims.secret)?;
     let store = Arc::new(Store::open(&config.ims.store)?);
     let control = ControlServer::bind(&config.ims.control_socket)?;
+    let (inputs, receiver) = Inputs::new().map_err(refused("a socket pair"))?;
     let mut ims = Ims::new(config.protocol(), secret, random::entropy());
-    restore(&mut ims, &store)?;
+    watch(&*store, &inputs)?;
+    restore(&mut ims, &*store)?;
     let address = config.ims.listen;
     let socket = socket::bind(address).map_err(|source| ImsError::Listen { address, source })?;
 
-    let (inputs, receiver) = Inputs::new().map_err(refused("a socket pair"))?;
     let (writes, written) = std::sync::mpsc::channel();
     let writer = {
         let (store, inputs) = (Arc::clone(&store), inputs.clone());
         std::thread::Builder::new()
             .name("ims-store".to_owned())
-            .spawn(move || event_loop::write(&store, &written, &inputs))
+            .spawn(move || event_loop::write(&*store, &written, &inputs))
             .map_err(refused("a thread"))?
     };
     let (end, mut ended) = oneshot::channel();
@@ -134,10 +135,16 @@ pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
     Ok(())
 }
 
-fn restore(ims: &mut Ims, store: &Store) -> Result<(), StoreError> {
+/// Passes on what other servers store.
+fn watch<S: MappingStore>(store: &S, inputs: &Inputs) -> Result<(), S::Error> {
+    let inputs = inputs.clone();
+    store.watch(move |hoa, record| inputs.send(Input::Changed { hoa, record }))
+}
+
+fn restore<S: MappingStore>(ims: &mut Ims, store: &S) -> Result<(), S::Error> {
     let (start, now) = (Instant::now(), now());
     let mut records = Vec::new();
-    store.each(|hoa, record| records.push((hoa, record)))?;
+    store.load(|hoa, record| records.push((hoa, record)))?;
     ims.restore(now, records);
     let (nodes, mappings) = ims.counts(now.monotonic);
     tracing::info!(nodes, mappings, elapsed = ?start.elapsed(), "Store is read");
@@ -158,7 +165,7 @@ fn handle_control(request: ControlRequest<request::Ims>, inputs: &Inputs, store:
             // A hundred thousand nodes take time, so the list is made on a thread for blocking
             // work.
             tokio::task::spawn_blocking(move || {
-                let reply = operator::rows(&store, now().wall_ms)
+                let reply = operator::rows(&*store, now().wall_ms)
                     .map_or_else(|error| Reply::Error(describe(&error)), Reply::Nodes);
                 // The send fails if the operator has left.
                 let _ = replies.send(reply);

@@ -17,7 +17,7 @@ use crate::config::{ImsConfig, home_conflict, server_conflict};
 use crate::control::client::{Client, ClientError};
 use crate::control::report::NodeRow;
 use crate::control::{Reply, request};
-use crate::proto::ims::{EnrollError, Ims, next_generation};
+use crate::proto::ims::{EnrollError, Ims, MappingStore, next_generation};
 use crate::value::Prefix;
 
 /// Why a command failed.
@@ -172,8 +172,9 @@ fn by_store(
     ims.restore(now(), known.map(|record| (hoa.octets(), record)));
     ims.enroll(now(), hoa, generation, 0)?;
     let writes = ims.poll_writes();
-    store.write(&writes)?;
-    ims.handle_stored(now(), &[hoa.octets()], true);
+    for (write, swapped) in writes.iter().zip(store.swap(&writes)?) {
+        ims.handle_swapped(now(), write.hoa, swapped);
+    }
     let enrolled = ims.poll_enrolled().and_then(|it| it.generation);
     enrolled.ok_or(OperatorError::Unexpected)
 }
@@ -207,9 +208,9 @@ pub fn nodes(config: &ImsConfig) -> Result<Vec<NodeRow>, OperatorError> {
 ///
 /// # Errors
 ///
-/// [`StoreError`].
-pub(super) fn rows(store: &Store, wall_ms: u64) -> Result<Vec<NodeRow>, StoreError> {
+/// The store cannot be read.
+pub(super) fn rows<S: MappingStore>(store: &S, wall_ms: u64) -> Result<Vec<NodeRow>, S::Error> {
     let mut rows = Vec::new();
-    store.each(|hoa, record| rows.push(NodeRow::new(hoa, &record, wall_ms)))?;
+    store.load(|hoa, record| rows.push(NodeRow::new(hoa, &record, wall_ms)))?;
     Ok(rows)
 }

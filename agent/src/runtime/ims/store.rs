@@ -1,5 +1,5 @@
-//! The store of mappings: one file (redb). A transaction counts as done only when it is on the
-//! disk.
+//! The store of mappings of one server: one file (redb), which nobody else can open meanwhile. A
+//! transaction counts as done only when it is on the disk.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -12,7 +12,7 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError,
 };
 
-use crate::proto::ims::{Hoa, Record, RecordError, Write};
+use crate::proto::ims::{Hoa, MappingStore, Record, RecordError, Swapped, Write};
 
 /// Home address to [`Record`].
 const NODES: TableDefinition<'_, Hoa, &[u8]> = TableDefinition::new("nodes");
@@ -74,35 +74,6 @@ impl Store {
         })
     }
 
-    /// Stores all of these records or none.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
-        let database = self.database()?;
-        write(&database, writes).map_err(|source| {
-            drop(database);
-            self.slot().take();
-            self.failed(source)
-        })
-    }
-
-    /// Calls `each` for every record, in the order of home addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub fn each(&self, each: impl FnMut(Hoa, Record)) -> Result<(), StoreError> {
-        let database = self.database()?;
-        read(&database, each)
-            .map_err(|source| self.failed(source))?
-            .map_err(|source| StoreError::Record {
-                path: self.path.clone(),
-                source,
-            })
-    }
-
     /// Returns the record of a home address.
     ///
     /// # Errors
@@ -112,10 +83,7 @@ impl Store {
         let database = self.database()?;
         let bytes = get(&database, hoa).map_err(|source| self.failed(source))?;
         let record = bytes.map(|bytes| Record::decode(&bytes)).transpose();
-        record.map_err(|source| StoreError::Record {
-            path: self.path.clone(),
-            source,
-        })
+        record.map_err(|source| self.not_understood(source))
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Database>>> {
@@ -138,6 +106,41 @@ impl Store {
             path: self.path.clone(),
             source: Box::new(source),
         }
+    }
+
+    fn not_understood(&self, source: RecordError) -> StoreError {
+        StoreError::Record {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+impl MappingStore for Store {
+    type Error = StoreError;
+
+    fn load(&self, each: impl FnMut(Hoa, Record)) -> Result<(), StoreError> {
+        let database = self.database()?;
+        read(&database, each)
+            .map_err(|source| self.failed(source))?
+            .map_err(|source| self.not_understood(source))
+    }
+
+    /// Writes all records in one transaction.
+    fn swap(&self, writes: &[Write]) -> Result<Vec<Swapped>, StoreError> {
+        let database = self.database()?;
+        swap(&database, writes)
+            .map_err(|source| {
+                drop(database);
+                self.slot().take();
+                self.failed(source)
+            })?
+            .map_err(|source| self.not_understood(source))
+    }
+
+    /// Nobody else writes to the file, so no change is ever told.
+    fn watch(&self, _: impl FnMut(Hoa, Record) + Send + 'static) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 
@@ -194,17 +197,33 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
-fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
+fn swap(
+    database: &Database,
+    writes: &[Write],
+) -> Result<Result<Vec<Swapped>, RecordError>, redb::Error> {
     let transaction = database.begin_write()?;
+    let mut outcomes = Vec::with_capacity(writes.len());
     {
         let mut nodes = transaction.open_table(NODES)?;
-        for Write { hoa, record } in writes {
-            nodes.insert(hoa, record.encode().as_slice())?;
+        for write in writes {
+            let stored = nodes
+                .get(write.hoa)?
+                .map(|bytes| Record::decode(bytes.value()));
+            let stored = match stored.transpose() {
+                Ok(stored) => stored,
+                Err(error) => return Ok(Err(error)),
+            };
+            if stored.as_ref().map(Record::version) == write.expected {
+                nodes.insert(write.hoa, write.record.encode().as_slice())?;
+                outcomes.push(Swapped::Stored);
+            } else {
+                outcomes.push(Swapped::Lost(stored));
+            }
         }
     }
     // Durable: `commit` returns when the data is on the disk.
     transaction.commit()?;
-    Ok(())
+    Ok(Ok(outcomes))
 }
 
 fn get(database: &Database, hoa: Hoa) -> Result<Option<Vec<u8>>, redb::Error> {
@@ -252,13 +271,12 @@ mod tests {
         }
     }
 
-    fn writes(count: u8, sequence: u64) -> Vec<Write> {
-        (0..count)
-            .map(|number| Write {
-                hoa: [number; 16],
-                record: record(sequence),
-            })
-            .collect()
+    fn write(number: u8, expected: Option<u64>, sequence: u64) -> Write {
+        Write {
+            hoa: [number; 16],
+            expected: expected.map(|sequence| record(sequence).version()),
+            record: record(sequence),
+        }
     }
 
     #[test]
@@ -267,21 +285,50 @@ mod tests {
         let path = directory.path().join("state/ims.redb");
         let store = Store::open(&path).unwrap();
         let mut count = 0;
-        store.each(|_, _| count += 1).unwrap();
+        store.load(|_, _| count += 1).unwrap();
         assert_eq!(count, 0);
-        store.write(&writes(3, 7)).unwrap();
-        store.write(&writes(1, 8)).unwrap();
+        let writes = [write(0, None, 7), write(1, None, 7), write(2, None, 7)];
+        assert_eq!(store.swap(&writes).unwrap(), vec![Swapped::Stored; 3]);
+        let outcome = store.swap(&[write(0, Some(7), 8)]).unwrap();
+        assert_eq!(outcome, [Swapped::Stored]);
         drop(store);
         let store = Store::open(&path).unwrap();
         let mut found = Vec::new();
         store
-            .each(|hoa, record| found.push((hoa[0], record.sequence)))
+            .load(|hoa, record| found.push((hoa[0], record.sequence)))
             .unwrap();
         assert_eq!(found, [(0, 8), (1, 7), (2, 7)]);
         assert_eq!(store.get([2; 16]).unwrap(), Some(record(7)));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
+    }
+
+    #[test]
+    fn write_that_expects_another_version_loses_and_the_others_of_its_batch_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("ims.redb")).unwrap();
+        store.swap(&[write(0, None, 7)]).unwrap();
+        let batch = [
+            write(0, None, 9),
+            write(1, None, 1),
+            write(0, Some(6), 9),
+            write(2, Some(1), 2),
+            write(0, Some(7), 8),
+        ];
+        let lost = || Swapped::Lost(Some(record(7)));
+        assert_eq!(
+            store.swap(&batch).unwrap(),
+            [
+                lost(),
+                Swapped::Stored,
+                lost(),
+                Swapped::Lost(None),
+                Swapped::Stored
+            ]
+        );
+        assert_eq!(store.get([0; 16]).unwrap(), Some(record(8)));
+        assert_eq!(store.get([2; 16]).unwrap(), None);
     }
 
     #[test]

@@ -24,6 +24,8 @@ mod mapping;
 mod random;
 #[cfg(test)]
 mod restart;
+#[cfg(test)]
+mod shared;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -157,8 +159,7 @@ impl World {
                 return;
             }
             let hoas: Vec<Hoa> = writes.iter().map(|write| write.hoa).collect();
-            self.store
-                .extend(writes.into_iter().map(|it| (it.hoa, it.record)));
+            self.put(writes);
             self.ims.handle_stored(self.now, &hoas, true);
         }
     }
@@ -235,10 +236,22 @@ impl World {
         let writes = self.ims.poll_writes();
         let hoas: Vec<Hoa> = writes.iter().map(|write| write.hoa).collect();
         if stored {
-            self.store
-                .extend(writes.into_iter().map(|it| (it.hoa, it.record)));
+            self.put(writes);
         }
         self.ims.handle_stored(self.now, &hoas, stored);
+    }
+
+    /// Stores records; asserts that each replaces the one that the server expects.
+    fn put(&mut self, writes: Vec<Write>) {
+        for write in writes {
+            let stored = self.store.get(&write.hoa).map(Record::version);
+            assert_eq!(stored, write.expected, "the server does not know its store");
+            assert!(
+                stored <= Some(write.record.version()),
+                "a version went back"
+            );
+            self.store.insert(write.hoa, write.record);
+        }
     }
 
     /// Asserts that no address has two living nodes, and that the tables agree.
