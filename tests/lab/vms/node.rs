@@ -47,7 +47,7 @@ pub struct Settings {
     /// Text of `/etc/hosts`. Without the names of both hosts each libvirt connection waits for
     /// a resolver that does not exist, about 11 s.
     pub hosts: String,
-    /// True if the host starts libvirtd at once. Otherwise [`HOLD_FILE`] exists from the start.
+    /// True if the host starts libvirtd at once. Otherwise `HOLD_FILE` exists from the start.
     pub libvirtd: bool,
 }
 
