@@ -8,6 +8,14 @@ use crate::wire::datagram::{HEADER_BYTES, Header};
 
 /// MACs of the route to the agent.
 const MACS: [[u8; 6]; 2] = [[4; 6], [6; 6]];
+const STREAM: StreamKey = StreamKey {
+    multicast_address: [0xff; 16],
+    source: [1; 16],
+    source_port: 1,
+    destination_port: 2,
+    vlan: 0,
+    pad: 0,
+};
 
 prop_compose! {
     fn any_stream()(
@@ -283,15 +291,7 @@ fn port_that_would_be_zero_is_the_other_zero() {
 
 #[test]
 fn datagram_is_whole_only_if_its_lengths_agree_and_it_has_a_checksum() {
-    let stream = StreamKey {
-        multicast_address: [0xff; 16],
-        source: [1; 16],
-        source_port: 1,
-        destination_port: 2,
-        vlan: 0,
-        pad: 0,
-    };
-    let bytes = frame(&stream, b"payload");
+    let bytes = frame(&STREAM, b"payload");
     let header = Header::read(&bytes[..]).unwrap();
     assert!(header.is_ipv6());
     assert!(header.is_whole(bytes.len()));
@@ -314,15 +314,7 @@ fn datagram_is_whole_only_if_its_lengths_agree_and_it_has_a_checksum() {
 
 #[test]
 fn ipv6_packet_is_within_so_many_bytes_only_if_its_header_says_where_it_ends() {
-    let stream = StreamKey {
-        multicast_address: [0xff; 16],
-        source: [1; 16],
-        source_port: 1,
-        destination_port: 2,
-        vlan: 0,
-        pad: 0,
-    };
-    let bytes = frame(&stream, b"payload");
+    let bytes = frame(&STREAM, b"payload");
     let header = Header::read(&bytes[..]).unwrap();
     assert!(header.is_ipv6_within(bytes.len()));
     assert!(header.is_ipv6_within(bytes.len() + 5), "padding");

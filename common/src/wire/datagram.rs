@@ -63,10 +63,7 @@ impl Header {
     /// bytes. A jumbogram (RFC 2675 §3), whose length is not in the header, is not.
     #[inline(always)]
     pub fn is_ipv6_within(&self, bytes: usize) -> bool {
-        let length = u16::from_be(self.payload_length);
-        self.ether_type == ethernet::IPV6.to_be()
-            && length != 0
-            && UDP_OFFSET + usize::from(length) <= bytes
+        self.is_ipv6() && self.payload_length != 0 && self.ends_within(bytes)
     }
 
     /// Whether the datagram is whole in a frame of `frame_bytes` bytes: the lengths of IPv6 and UDP
@@ -76,8 +73,14 @@ impl Header {
         let length = u16::from_be(self.length);
         self.payload_length == self.length
             && length >= UDP_HEADER_BYTES
-            && UDP_OFFSET + usize::from(length) <= frame_bytes
+            && self.ends_within(frame_bytes)
             && self.checksum != 0
+    }
+
+    /// Whether the packet ends within the first `bytes` bytes of the frame by its IPv6 header.
+    #[inline(always)]
+    fn ends_within(&self, bytes: usize) -> bool {
+        UDP_OFFSET + usize::from(u16::from_be(self.payload_length)) <= bytes
     }
 
     /// Whether the UDP length is valid: 8 bytes or more.
