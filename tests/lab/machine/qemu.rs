@@ -34,7 +34,8 @@ impl Qemu {
     pub(super) fn start(machine: &Machine, image: &Image, next: &Path) -> Result<(Self, Channels)> {
         let (port, other_end) = UnixStream::pair().context("Cannot make a pair of sockets")?;
         // Standard input carries the port and standard output the console, so that no file remains
-        // on this machine, however this process ends.
+        // on this machine, however this process ends. QEMU opens standard output below /proc: where
+        // /dev/stdout is missing, QEMU would create a file of that name.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(arguments(machine, image, next))
@@ -71,7 +72,7 @@ fn arguments(machine: &Machine, image: &Image, next: &Path) -> Vec<OsString> {
     let mut words: Vec<OsString> = format!(
         "-accel tcg,thread={threads} -cpu max,vendor=AuthenticAMD -smp {} -m {} -machine q35 \
          -nodefaults -no-reboot -display none -device virtio-rng-pci \
-         -chardev file,id=console,path=/dev/stdout -serial chardev:console \
+         -chardev file,id=console,path=/proc/self/fd/1 -serial chardev:console \
          -device virtio-serial-pci -chardev socket,id=port,fd=0 \
          -device virtserialport,chardev=port,name={PORT_NAME}",
         machine.cpus, machine.memory_mib
