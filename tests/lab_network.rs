@@ -13,6 +13,10 @@ use std::time::Duration;
 
 use lab::mroute::event::{Event, LoggedEvent};
 use lab::node::Node;
+use lab::probe::clock;
+use lab::probe::metrics::Window;
+use lab::probe::order::{Direction, OrderWatch};
+use lab::probe::payload::Stamp;
 use lab::{Lab, LabConfig, Site, netns, wait};
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -124,6 +128,65 @@ fn tree_grows_on_a_kernel_join_and_is_pruned_after_the_leave() {
         let flows = lab.router().status().unwrap().flows;
         assert!(flows.iter().all(|flow| flow.sites.is_empty()), "{flows:?}");
     }
+    lab.down().unwrap();
+}
+
+#[test]
+fn watch_lists_an_overtaken_packet_at_each_interface_of_its_path() {
+    if !lab::requirements::met() {
+        return;
+    }
+    let lab = network("testorder", Site::Multicast);
+    let sender = sender(&lab);
+    let listener = join(lab.vms2(), "br0", &[address(1)]);
+    wait_for_packet(&sender, &listener[0], address(1));
+    let from_ns = clock::now_ns();
+    let watch = OrderWatch::start(lab.path()).unwrap();
+    for sequence in [0, 1, 3, 2, 4] {
+        let stamp = Stamp {
+            flow: 7,
+            sequence,
+            sent_ns: 0,
+        };
+        sender
+            .send_to(&stamp.to_bytes(), (address(1), PORT))
+            .unwrap();
+    }
+    let place = |node: &str, interface: &str, direction| {
+        (node.to_owned(), interface.to_owned(), direction, 7, 2, 3)
+    };
+    let mut wanted = vec![
+        place("router", "sender", Direction::In),
+        place("router", "site2", Direction::Out),
+        place("switch2", "router", Direction::In),
+        place("switch2", "br0", Direction::In),
+        place("switch2", "vms2", Direction::Out),
+        place("vms2", "uplink", Direction::In),
+        place("vms2", "br0", Direction::In),
+    ];
+    wanted.sort();
+    let found = wait::until("the watch to see all packets", DEADLINE, || {
+        let window = Window {
+            from_ns,
+            to_ns: clock::now_ns(),
+        };
+        let found = watch.overtaken(window).unwrap().into_iter();
+        let mut found: Vec<_> = found
+            .map(|it| {
+                (
+                    it.node,
+                    it.interface,
+                    it.direction,
+                    it.flow,
+                    it.sequence,
+                    it.highest,
+                )
+            })
+            .collect();
+        found.sort();
+        (found.len() >= wanted.len()).then_some(found)
+    });
+    assert_eq!(found.unwrap(), wanted);
     lab.down().unwrap();
 }
 

@@ -305,6 +305,18 @@ impl Lab {
         build::node(&self.config.name, &format!("switch{site}"))
     }
 
+    /// Returns the nodes on the path of a stream from the router to the guests: the router, the
+    /// switches and the VM hosts.
+    #[must_use]
+    pub fn path(&self) -> Vec<Node> {
+        let switches = self.config.vms_sites().map(|site| self.switch(site));
+        let hosts = self.vms.iter().map(|vms| (***vms).clone());
+        std::iter::once(self.router_node())
+            .chain(switches)
+            .chain(hosts)
+            .collect()
+    }
+
     /// Makes the switches forget the listeners of some multicast addresses, as if no listener had
     /// answered Queries for minutes. Waits until no site receives the addresses.
     ///

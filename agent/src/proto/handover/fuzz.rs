@@ -163,9 +163,10 @@ impl HoldWorld {
                 let clock_ns = self.sources_clock(input)?;
                 self.clock.observe(clock_ns, now);
             }
-            11 => self
-                .hold
-                .drained(self.frames.number + input.int_in_range(0..=3)?),
+            11 => {
+                let held = self.frames.number + input.int_in_range(0..=3)?;
+                self.hold.counted(now, held, input.int_in_range(0..=3)?);
+            }
             12 if input.ratio(1, 8)? => {
                 self.hold.forget();
                 self.let_go = None;

@@ -19,6 +19,9 @@ use crate::proto::Timestamp;
 
 /// Limit of remembered gaps in the numbers of held frames.
 const GAPS: usize = 1024;
+/// Time after which a number counts as lost if later numbers are here and the gate did not count a
+/// loss. The gate counts every loss, so this happens only if the kernel or an agent breaks that rule.
+const MISSING: Duration = Duration::from_secs(1);
 /// Memory of a packet in addition to its bytes.
 const OVERHEAD_BYTES: usize = size_of::<Replay>() + 16;
 
@@ -74,6 +77,14 @@ pub struct Hold {
     flows: Flows,
     /// Highest number of a held frame.
     last_number: u64,
+    /// Frames taken from `HELD`.
+    taken: u64,
+    /// Frames without room in `HELD`, by the gate's latest count.
+    lost: u64,
+    /// Time since which a number is missing that the gate's count does not explain.
+    missing: Option<Timestamp>,
+    /// Numbers that were missing for [`MISSING`].
+    given_up: u64,
     /// Before the cut: number of missing frames per gap, with the arrival time of the frame after the
     /// gap.
     gaps: VecDeque<(Timestamp, u64)>,
@@ -96,6 +107,10 @@ impl Hold {
             bytes: 0,
             flows: Flows::default(),
             last_number: 0,
+            taken: 0,
+            lost: 0,
+            missing: None,
+            given_up: 0,
             gaps: VecDeque::new(),
             lost_in_kernel: 0,
             refused: 0,
@@ -109,6 +124,7 @@ impl Hold {
     /// Takes a frame of `HELD`.
     pub fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
         let at = Timestamp(head.at_ns);
+        self.taken += 1;
         self.number(head.number, at);
         let frame = tagged(frame, head.vlan);
         for (part, packet) in (0..).zip(split(&frame, head.segment_bytes)) {
@@ -143,12 +159,25 @@ impl Hold {
         self.begin_replay(Judge::blind(now, since), std::iter::empty());
     }
 
-    /// Records that `HELD` was emptied after [`common::maps::GateUsage::held`] reached `held`. Frames
-    /// that have not arrived by then had no room in `HELD`.
-    pub fn drained(&mut self, held: u64) {
-        if held > self.last_number && !self.is_holding() {
+    /// Takes the gate's counts: numbered frames and frames without room in `HELD`
+    /// ([`common::maps::GateUsage`]). A number that is neither lost nor here belongs to a frame on its
+    /// way through `HELD`, however long that takes.
+    pub fn counted(&mut self, now: Timestamp, held: u64, lost: u64) {
+        self.lost = lost;
+        if self.is_holding() {
+            return;
+        }
+        let known = self.known();
+        if known == held && held > self.last_number {
             self.lost_in_kernel += held - self.last_number;
             self.last_number = held;
+        }
+        let missing = self.last_number.saturating_sub(known);
+        if missing == 0 {
+            self.missing = None;
+        } else if now.since(*self.missing.get_or_insert(now)) >= MISSING {
+            self.given_up += missing;
+            self.doubt();
         }
     }
 
@@ -191,8 +220,8 @@ impl Hold {
         }
     }
 
-    /// Returns the number up to which all held frames are handled, for
-    /// [`common::maps::Gate::replayed`]. `None` before the cut.
+    /// Returns the number of held frames that are handled, for [`common::maps::Gate::replayed`]: all
+    /// of them only if no frame is on its way through `HELD`. `None` before the cut.
     pub fn done(&self) -> Option<u64> {
         if self.is_holding() {
             return None;
@@ -201,8 +230,13 @@ impl Hold {
             Some(Replay {
                 place: (number, _), ..
             }) => number.saturating_sub(1),
-            None => self.last_number,
+            None => self.known(),
         })
+    }
+
+    /// Returns the number of frames whose fate is known: taken, or without room in `HELD`.
+    fn known(&self) -> u64 {
+        self.taken + self.lost + self.given_up
     }
 
     /// Marks all placements as inexact, because the TAP changed during the replay.
@@ -262,6 +296,7 @@ impl Hold {
     fn number(&mut self, number: u64, at: Timestamp) {
         let next = self.last_number.saturating_add(1);
         let Some(missing) = number.checked_sub(next) else {
+            self.given_up = self.given_up.saturating_sub(1);
             let counted = if self.is_holding() {
                 self.gaps.back_mut().map(|(_, missing)| missing)
             } else {

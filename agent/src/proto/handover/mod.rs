@@ -40,9 +40,8 @@
 //! *Destination.* [`Hold::push`] every frame of `HELD` from the start, and pass every time stamp of the
 //! source host to a [`ClockOffset`]. When the message arrives, empty `HELD`, call [`Hold::cut`], and
 //! set [`common::maps::Gate::replayed`] to [`Hold::done`]. Then send [`Hold::next_replay`] while
-//! [`Pace`] allows and the TAP accepts frames. Meanwhile continue to `push` new frames, and publish
-//! `done` after every change. [`Hold::drained`] skips numbers for which `HELD` had no room. If no cut
-//! arrives, call [`Hold::cut_blind`]; if the migration fails, call [`Hold::forget`].
+//! [`Pace`] allows and the TAP accepts frames. Meanwhile continue to `push` new frames, pass the gate's
+//! counts to [`Hold::counted`], and publish `done` after every change. If no cut arrives, call [`Hold::cut_blind`]; if the migration fails, call [`Hold::forget`].
 //!
 //! # Limits
 //!

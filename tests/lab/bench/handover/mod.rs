@@ -17,6 +17,7 @@ use super::sessions::Sessions;
 use super::{Machine, Progress, median};
 use crate::guest::domain::NicDriver;
 use crate::probe::faults::{self, Faulty, Passed};
+use crate::probe::order::{OrderWatch, Overtaken};
 use crate::probe::places::Counted;
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
@@ -83,6 +84,10 @@ pub struct Inexact {
     pub around: Vec<Passed>,
     /// Packet counters of the kernels during the migration.
     pub counted: Counted,
+    /// Packets that were overtaken at an interface of the lab, the first such places in the path of
+    /// the packets that came to the guest out of order.
+    #[serde(default)]
+    pub overtaken: Vec<Overtaken>,
     /// Records of both agents, the source's first.
     pub records: [Value; 2],
     /// Logs of both agents, only with the first such migration.
@@ -118,17 +123,20 @@ impl HandoverCase {
 
 /// Explains the migrations of one guest that were not exact. `first` is the index of the guest's
 /// first row in the case.
-fn explain(case: Case, first: usize, moves: &Moves) -> Vec<Inexact> {
+fn explain(case: Case, first: usize, moves: &Moves, order: &OrderWatch) -> Result<Vec<Inexact>> {
     let watched = moves.windows.iter().zip(&moves.counted).zip(&moves.records);
     let rows = moves.rows.iter().enumerate().zip(watched);
     rows.filter(|((_, row), _)| !case.is_exact(row))
-        .map(|((index, _), ((window, counted), records))| Inexact {
-            row: first + index,
-            packets: faults::faults(&moves.sent, &moves.arrivals, *window),
-            around: faults::around_the_move(&moves.arrivals, *window),
-            counted: counted.clone(),
-            records: records.clone(),
-            logs: Vec::new(),
+        .map(|((index, _), ((window, counted), records))| {
+            Ok(Inexact {
+                row: first + index,
+                packets: faults::faults(&moves.sent, &moves.arrivals, *window),
+                around: faults::around_the_move(&moves.arrivals, *window),
+                counted: counted.clone(),
+                overtaken: order.overtaken(*window)?,
+                records: records.clone(),
+                logs: Vec::new(),
+            })
         })
         .collect()
 }
@@ -156,10 +164,11 @@ pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<H
         testbed.read_nics_by(config.driver);
         report.accelerator = testbed.domain().accelerator.name().to_owned();
         let rate_mbps = config.rate_mbps;
+        let order = OrderWatch::start(testbed.lab().path())?;
         let measured = match case {
-            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &mut tell),
-            Case::Soak => soak(&mut testbed, rate_mbps, moves, &mut tell),
-            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &mut tell),
+            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &order, &mut tell),
+            Case::Soak => soak(&mut testbed, rate_mbps, moves, &order, &mut tell),
+            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &order, &mut tell),
         };
         let mut measured = measured.with_context(|| format!("Case {}", case.name()))?;
         if let Some(first) = measured.inexact.first_mut() {
@@ -180,6 +189,7 @@ fn to_and_fro(
     case: Case,
     rate_mbps: f64,
     moves: u32,
+    order: &OrderWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     if case == Case::Virsh {
@@ -192,7 +202,7 @@ fn to_and_fro(
         shuttle.go(case.mover())?;
     }
     let moves = shuttle.finish()?;
-    let inexact = explain(case, 0, &moves);
+    let inexact = explain(case, 0, &moves, order)?;
     let words = placed(&moves.records);
     Ok(HandoverCase::new(case, moves.rows, words).explained(inexact))
 }
@@ -203,6 +213,7 @@ fn soak(
     testbed: &mut Testbed,
     rate_mbps: f64,
     moves: u32,
+    order: &OrderWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     let case = Case::Soak;
@@ -216,7 +227,7 @@ fn soak(
         };
         shuttle.go(case.mover())?;
         let moves = shuttle.finish()?;
-        inexact = explain(case, runs.len(), &moves);
+        inexact = explain(case, runs.len(), &moves, order)?;
         runs.extend(moves.rows);
         records.extend(moves.records);
         if !inexact.is_empty() {
@@ -230,6 +241,7 @@ fn crossing(
     testbed: &mut Testbed,
     rate_mbps: f64,
     moves: u32,
+    order: &OrderWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     let case = Case::Crossing;
@@ -246,7 +258,7 @@ fn crossing(
     }
     let (mut rows, mut inexact, mut records) = (Vec::new(), Vec::new(), Vec::new());
     for moves in crossing.finish()? {
-        inexact.extend(explain(case, rows.len(), &moves));
+        inexact.extend(explain(case, rows.len(), &moves, order)?);
         rows.extend(moves.rows);
         records.extend(moves.records);
     }

@@ -80,6 +80,10 @@ impl Bench {
         letters
     }
 
+    fn counted(&mut self, held: u64, lost: u64) {
+        self.hold.counted(self.now, held, lost);
+    }
+
     fn placed(&self) -> Placed {
         self.hold.report().flows[0].placed.unwrap()
     }
@@ -305,9 +309,62 @@ fn numbers_that_never_came_are_lost_if_they_are_after_the_cut() {
     bench.push("j");
     assert_eq!(bench.hold.report().lost_in_kernel, 5);
     assert_eq!(bench.replay(), "ij");
-    bench.hold.drained(bench.number + 4);
+    bench.counted(bench.number + 4, 10 + 4);
     assert_eq!(bench.hold.report().lost_in_kernel, 9);
     assert_eq!(bench.hold.done(), Some(bench.number + 4));
+}
+
+#[test]
+fn frame_on_its_way_through_the_ring_buffer_keeps_the_gate_closed_however_late_it_is() {
+    let mut bench = Bench::held("ab");
+    bench.cut("a", bench.now - MS);
+    assert_eq!(bench.replay(), "b");
+    for _ in 0..100 {
+        bench.now = bench.now + MS * 100;
+        bench.counted(3, 0);
+        assert_eq!(bench.hold.done(), Some(2));
+    }
+    bench.push("c");
+    assert_eq!(bench.replay(), "c");
+    bench.counted(3, 0);
+    assert_eq!(bench.hold.done(), Some(3));
+    assert_eq!(bench.hold.report().lost_in_kernel, 0);
+    assert_eq!(bench.placed(), Placed::Fingerprint);
+}
+
+#[test]
+fn frame_that_another_cpu_delivers_later_keeps_the_gate_closed() {
+    let mut bench = Bench::held("ab");
+    bench.cut("a", bench.now - MS);
+    bench.number += 1;
+    bench.push("d");
+    assert_eq!(bench.replay(), "bd");
+    bench.counted(4, 0);
+    assert_eq!(bench.hold.done(), Some(3));
+    bench.number -= 2;
+    bench.push("c");
+    assert_eq!(bench.replay(), "c");
+    bench.counted(4, 0);
+    assert_eq!(bench.hold.done(), Some(4));
+    assert_eq!(bench.hold.report().lost_in_kernel, 0);
+}
+
+#[test]
+fn number_that_neither_comes_nor_is_counted_as_lost_does_not_keep_the_gate_closed_for_ever() {
+    let mut bench = Bench::held("ab");
+    bench.cut("a", bench.now - MS);
+    bench.number += 1;
+    bench.push("d");
+    assert_eq!(bench.replay(), "bd");
+    bench.counted(4, 0);
+    bench.now = bench.now + MS * 999;
+    bench.counted(4, 0);
+    assert_eq!(bench.hold.done(), Some(3));
+    bench.now = bench.now + MS;
+    bench.counted(4, 0);
+    assert_eq!(bench.hold.done(), Some(4));
+    assert_eq!(bench.hold.report().lost_in_kernel, 1);
+    assert_eq!(bench.placed(), Placed::Estimate);
 }
 
 #[test]
@@ -322,6 +379,7 @@ fn frames_of_two_cpus_are_put_in_order() {
     bench.cut("ab", LONG_AGO);
     assert_eq!(bench.hold.done(), Some(2));
     assert_eq!(bench.replay(), "cde");
+    assert_eq!(bench.hold.done(), Some(5));
     assert_eq!(bench.hold.report().lost_in_kernel, 0);
 }
 

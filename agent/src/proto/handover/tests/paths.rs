@@ -256,7 +256,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
         bytes: usize::MAX,
         age: Duration::from_secs(100),
     });
-    let (mut number, mut lost_in_kernel, mut is_cut) = (0, 0, false);
+    let (mut number, mut lost, mut lost_in_kernel, mut is_cut) = (0, 0, 0, false);
     let mut by_time = BTreeMap::new();
     for (at, index) in ordered(&packets, |packet| packet.at_destination) {
         let (packet, at) = (&mut packets[index], ours(at));
@@ -269,6 +269,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
         }
         number += 1;
         if random.chance(plan.kernel_loss) {
+            lost += 1;
             lost_in_kernel += u64::from(is_cut);
             continue;
         }
@@ -285,6 +286,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
             pad: 0,
         };
         hold.push(&head, &frame);
+        hold.counted(at, number, lost);
         // The TAP takes some packets, and is then full for a while.
         while is_cut && random.chance(0.6) {
             replay(&mut hold, at, &by_time, &mut packets);
@@ -293,7 +295,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
     if !is_cut {
         hold.cut(came, sent_at, &reach.cut, &clock);
     }
-    hold.drained(number);
+    hold.counted(came, number, lost);
     while hold.next_replay().is_some() {
         replay(&mut hold, came, &by_time, &mut packets);
     }

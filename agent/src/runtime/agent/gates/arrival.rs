@@ -21,8 +21,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 /// Time without a frame after which the agent opens the gate.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Longest delay of a held frame in the ring buffer; a frame that is later counts as lost.
-const LOST_AFTER: Duration = Duration::from_millis(10);
 /// Interval at which the agent renews the gate's lease.
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -63,8 +61,6 @@ struct Replay {
     due: Timestamp,
     last_frame: Timestamp,
     pace: Pace,
-    /// True if the agent has opened the gate. Frames held just before may still arrive.
-    cleared: bool,
 }
 
 impl Arrival {
@@ -139,7 +135,6 @@ impl Arrival {
                     due: now,
                     last_frame: now,
                     pace: Pace::new(now, read),
-                    cleared: false,
                 });
             }
             Err(error) => {
@@ -247,21 +242,15 @@ impl Arrival {
             return Ok(Progress::Busy);
         }
         replay.due = now + LOOK_INTERVAL;
-        if !replay.cleared {
-            let usage = datapath.gate(self.ifindex)?.map(|(_, usage)| usage);
-            match usage.filter(|usage| usage.held & GateUsage::OPEN == 0) {
-                Some(usage) => {
-                    replay.publish(&mut self.hold, datapath, self.ifindex, &usage, now)?;
-                    if now.since(replay.last_frame) >= SILENCE {
-                        // The next check finds frames that the gate holds at this moment.
-                        datapath.gate_clear(self.ifindex)?;
-                        replay.cleared = true;
-                    }
-                    return Ok(Progress::Busy);
-                }
-                None => datapath.gate_clear(self.ifindex)?,
+        let usage = datapath.gate(self.ifindex)?.map(|(_, usage)| usage);
+        if let Some(usage) = usage.filter(|usage| usage.held & GateUsage::OPEN == 0) {
+            let is_silent = now.since(replay.last_frame) >= SILENCE;
+            if !(is_silent && replay.opens_next(&usage)) {
+                replay.publish(&mut self.hold, datapath, self.ifindex, &usage, now)?;
+                return Ok(Progress::Busy);
             }
         }
+        datapath.gate_clear(self.ifindex)?;
         Ok(Progress::Opened(self.report(queues)))
     }
 }
@@ -293,6 +282,12 @@ impl Replay {
         true
     }
 
+    /// Returns true if the gate opens at the next frame, so that it holds no frame any more. `usage`
+    /// must have been read after the last number was published.
+    fn opens_next(&self, usage: &GateUsage) -> bool {
+        self.published == Some(usage.held)
+    }
+
     /// Publishes the progress of the replay to the gate.
     fn publish(
         &mut self,
@@ -302,9 +297,7 @@ impl Replay {
         usage: &GateUsage,
         now: Timestamp,
     ) -> Result<(), DatapathError> {
-        if now.since(self.last_frame) >= LOST_AFTER {
-            hold.drained(usage.held);
-        }
+        hold.counted(now, usage.held, usage.lost);
         let done = hold.done();
         if let Some(done) = done.filter(|_| done != self.published) {
             datapath.gate_replayed(ifindex, done)?;

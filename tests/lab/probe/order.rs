@@ -1,0 +1,219 @@
+//! Watches the order of the stream at every interface of some nodes, which shows where on its path
+//! a packet was overtaken.
+//!
+//! ```text
+//! router           VM host
+//! eth0 -> site     up0 -> (held, replayed) -> vnet0 -> guest
+//!       ^    ^      ^                          ^
+//!       a packet socket of each node receives the frames here
+//! ```
+//!
+//! A packet socket receives what a TAP sends after the gate. Frames that an agent replays bypass
+//! the qdisc and the packet sockets, so the watch does not see these frames on a TAP.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+use nix::sys::socket::{LinkAddr, recvfrom};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use super::clock;
+use super::metrics::Window;
+use super::payload::{STAMP_LEN, Stamp};
+use crate::node::Node;
+
+/// Length of the headers of IPv6 and UDP, bytes.
+const HEADERS: usize = 48;
+/// Bytes that the socket keeps of a packet.
+const SNAP: usize = HEADERS + STAMP_LEN;
+/// Size of the socket's buffer, bytes.
+const BUFFER_BYTES: usize = 16 << 20;
+/// Interval at which a blocked thread checks whether to stop.
+const STOP_CHECK: Duration = Duration::from_millis(100);
+/// Highest number of overtaken packets that a watch keeps.
+const MOST: usize = 10_000;
+
+/// Direction of a packet at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// The interface received the packet.
+    In,
+    /// The interface sent the packet.
+    Out,
+}
+
+/// A packet that an interface received or sent after a packet of its flow with a higher number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Overtaken {
+    /// Name of the node.
+    pub node: String,
+    /// Name of the interface.
+    pub interface: String,
+    /// Direction of the packet.
+    pub direction: Direction,
+    /// Flow of the packet's stamp.
+    pub flow: u16,
+    /// Sequence number of the packet's stamp.
+    pub sequence: u32,
+    /// Highest sequence number of the flow that the interface had seen.
+    pub highest: u32,
+    /// Time at which the watch read the packet, in nanoseconds of the host's monotonic clock.
+    pub at_ns: u64,
+}
+
+/// A watch over several nodes. The drop of this value ends the watch.
+pub struct OrderWatch {
+    shall_stop: Arc<AtomicBool>,
+    found: Arc<Mutex<Vec<Overtaken>>>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl OrderWatch {
+    /// Starts to watch all interfaces of `nodes`, also interfaces that appear later.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a packet socket.
+    pub fn start(nodes: impl IntoIterator<Item = Node>) -> Result<Self> {
+        let mut watch = Self {
+            shall_stop: Arc::default(),
+            found: Arc::default(),
+            threads: Vec::new(),
+        };
+        for node in nodes {
+            let socket = node.within(open)?.context("Cannot listen to packets")?;
+            let (stop, found) = (Arc::clone(&watch.shall_stop), Arc::clone(&watch.found));
+            watch.threads.push(thread::spawn(move || {
+                let name = node.name().to_owned();
+                // Interfaces have their names in the node's namespace only.
+                node.within(|| listen(&socket, &name, &stop, &found))?
+            }));
+        }
+        Ok(watch)
+    }
+
+    /// Returns the packets of a window that were overtaken, in the order of time.
+    ///
+    /// # Errors
+    ///
+    /// When a thread of the watch has ended.
+    pub fn overtaken(&self, window: Window) -> Result<Vec<Overtaken>> {
+        if self.threads.iter().any(JoinHandle::is_finished) {
+            return Err(anyhow!("The watch over the order of packets has ended"));
+        }
+        let span = window.from_ns..window.to_ns;
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside: Vec<_> = found
+            .iter()
+            .filter(|it| span.contains(&it.at_ns))
+            .cloned()
+            .collect();
+        inside.sort_by_key(|it| it.at_ns);
+        Ok(inside)
+    }
+}
+
+impl Drop for OrderWatch {
+    fn drop(&mut self) {
+        self.shall_stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Opens a socket that receives the first [`SNAP`] bytes of multicast UDP packets, from the IPv6
+/// header on, of all interfaces in the namespace of the calling thread.
+fn open() -> Result<Socket> {
+    let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
+    let (load, is, end) = (
+        (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16,
+        (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        (libc::BPF_RET | libc::BPF_K) as u16,
+    );
+    socket.attach_filter(&[
+        // Next header.
+        SockFilter::new(load, 0, 0, 6),
+        SockFilter::new(is, 0, 3, libc::IPPROTO_UDP as u32),
+        // First byte of the destination.
+        SockFilter::new(load, 0, 0, 24),
+        SockFilter::new(is, 0, 1, 0xff),
+        SockFilter::new(end, 0, 0, SNAP as u32),
+        SockFilter::new(end, 0, 0, 0),
+    ])?;
+    socket.set_recv_buffer_size(BUFFER_BYTES)?;
+    socket.set_read_timeout(Some(STOP_CHECK))?;
+    Ok(socket)
+}
+
+fn listen(
+    socket: &Socket,
+    node: &str,
+    shall_stop: &AtomicBool,
+    found: &Mutex<Vec<Overtaken>>,
+) -> Result<()> {
+    let mut highest = HashMap::new();
+    let mut packet = [0; SNAP];
+    while !shall_stop.load(Ordering::Relaxed) {
+        let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut packet) {
+            Ok((length, Some(from))) => (length, from),
+            Ok((_, None)) | Err(Errno::EAGAIN | Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("Cannot listen to packets any more"),
+        };
+        let stamp = packet.get(HEADERS..length).and_then(Stamp::parse);
+        let Some(stamp) =
+            stamp.filter(|_| u16::from_be(from.protocol()) == libc::ETH_P_IPV6 as u16)
+        else {
+            continue;
+        };
+        let direction = match from.pkttype() {
+            libc::PACKET_OUTGOING => Direction::Out,
+            _ => Direction::In,
+        };
+        let place = (from.ifindex(), direction, stamp.flow);
+        let Some(highest) = overtaker(&mut highest, place, stamp.sequence) else {
+            continue;
+        };
+        let name = u32::try_from(from.ifindex()).ok().map(if_indextoname);
+        let interface = match name {
+            Some(Ok(name)) => name.to_string_lossy().into_owned(),
+            _ => from.ifindex().to_string(),
+        };
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.len() < MOST {
+            found.push(Overtaken {
+                node: node.to_owned(),
+                interface,
+                direction,
+                flow: stamp.flow,
+                sequence: stamp.sequence,
+                highest,
+                at_ns: clock::now_ns(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Interface by its index, direction, and flow.
+type Place = (usize, Direction, u16);
+
+/// Returns the highest number that a place has seen if the number is higher than `sequence`.
+fn overtaker(highest: &mut HashMap<Place, u32>, place: Place, sequence: u32) -> Option<u32> {
+    let highest = highest.entry(place).or_insert(sequence);
+    if sequence < *highest {
+        return Some(*highest);
+    }
+    *highest = sequence;
+    None
+}
