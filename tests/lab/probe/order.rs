@@ -2,10 +2,10 @@
 //! a packet was overtaken.
 //!
 //! ```text
-//! router           VM host
-//! eth0 -> site     up0 -> (held, replayed) -> vnet0 -> guest
-//!       ^    ^      ^                          ^
-//!       a packet socket of each node receives the frames here
+//! router               VM host
+//! sender --> site2 --> eth0 --> br0 --> gate --> vnet0 --> guest
+//!    ^         ^         ^       ^                 ^
+//!    '---------'---------'-------'-- the watch ----'
 //! ```
 //!
 //! A packet socket receives what a TAP sends after the gate. Frames that an agent replays bypass
