@@ -15,7 +15,7 @@ use lab::mroute::event::{Event, LoggedEvent};
 use lab::node::Node;
 use lab::probe::clock;
 use lab::probe::metrics::Window;
-use lab::probe::order::{Direction, OrderWatch};
+use lab::probe::path::{Direction, PathWatch};
 use lab::probe::payload::Stamp;
 use lab::{Lab, LabConfig, Site, netns, wait};
 use nix::net::if_::if_nametoindex;
@@ -132,7 +132,7 @@ fn tree_grows_on_a_kernel_join_and_is_pruned_after_the_leave() {
 }
 
 #[test]
-fn watch_lists_an_overtaken_packet_at_each_interface_of_its_path() {
+fn watch_lists_the_interfaces_that_a_packet_passed_and_where_it_was_overtaken() {
     if !lab::requirements::met() {
         return;
     }
@@ -141,7 +141,7 @@ fn watch_lists_an_overtaken_packet_at_each_interface_of_its_path() {
     let listener = join(lab.vms2(), "br0", &[address(1)]);
     wait_for_packet(&sender, &listener[0], address(1));
     let from_ns = clock::now_ns();
-    let watch = OrderWatch::start(lab.path()).unwrap();
+    let watch = PathWatch::start(lab.path()).unwrap();
     for sequence in [0, 1, 3, 2, 4] {
         let stamp = Stamp {
             flow: 7,
@@ -186,6 +186,18 @@ fn watch_lists_an_overtaken_packet_at_each_interface_of_its_path() {
         (found.len() >= wanted.len()).then_some(found)
     });
     assert_eq!(found.unwrap(), wanted);
+    assert_eq!(
+        watch.passed(7, 4).unwrap(),
+        [
+            "router sender in",
+            "router site2 out",
+            "switch2 router in",
+            "switch2 vms2 out",
+            "vms2 br0 in",
+            "vms2 eth0 in",
+        ]
+    );
+    assert!(watch.passed(7, 5).unwrap().is_empty());
     lab.down().unwrap();
 }
 

@@ -12,7 +12,7 @@
 //! | [`timeline`] | conversion of the guest's clock to the host's |
 //! | [`metrics`], [`faults`] | losses, copies, reordering and freezes, and the packets concerned |
 //! | [`counters`], [`places`] | packet counters of the kernels, and the places of the losses |
-//! | [`order`] | the interfaces at which packets were overtaken |
+//! | [`path`] | the interfaces that each packet passed, and where it was overtaken |
 //! | [`report`], [`picture`] | rows of runs as JSON, and pictures of migrations as SVG |
 //! | [`eavesdropper`] | search for known bytes in all packets of a host |
 
@@ -24,7 +24,7 @@ pub mod ffmpeg;
 pub mod log;
 pub mod metrics;
 pub mod mpegts;
-pub mod order;
+pub mod path;
 pub mod payload;
 pub mod picture;
 pub mod places;

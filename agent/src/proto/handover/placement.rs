@@ -29,8 +29,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Time after the stop at which the cut is made from the available data, because the destination host
 /// waits for the cut.
 const DEADLINE: Duration = Duration::from_millis(80);
-/// Deadline of the cut while the reader is busy: a late cut is better than a wrong cut. No cut follows
-/// later than this time after the stop; the destination host relies on this bound.
+/// Deadline of the cut while the reader is busy, or sleeps beside a frame but was not sampled twice: a
+/// late cut is better than a wrong cut. No cut follows later than this time after the stop; the
+/// destination host relies on this bound.
 pub const LATEST_CUT: Duration = Duration::from_secs(1);
 /// Delay before the next sample if the TAP could not be read before the stop.
 const RETRY: Duration = Duration::from_secs(2);
@@ -370,6 +371,8 @@ impl Placement {
     fn patience(&self) -> Duration {
         match self.reader {
             Reader::Busy => LATEST_CUT,
+            // The next sample settles the cut, however late this host lets the agent take it.
+            Reader::Asleep if self.waiting.is_some() => LATEST_CUT,
             Reader::Unknown | Reader::Asleep => DEADLINE,
         }
     }

@@ -16,8 +16,8 @@ pub use case::{Case, RATE_MBPS};
 use super::sessions::Sessions;
 use super::{Machine, Progress, median};
 use crate::guest::domain::NicDriver;
-use crate::probe::faults::{self, Faulty, Passed};
-use crate::probe::order::{OrderWatch, Overtaken};
+use crate::probe::faults::{self, Fault, Faulty, Passed};
+use crate::probe::path::{Overtaken, PathWatch};
 use crate::probe::places::Counted;
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
@@ -84,10 +84,12 @@ pub struct Inexact {
     pub around: Vec<Passed>,
     /// Packet counters of the kernels during the migration.
     pub counted: Counted,
-    /// Packets that were overtaken at an interface of the lab, the first such places in the path of
-    /// the packets that came to the guest out of order.
+    /// Packets that were overtaken at an interface before the guest.
     #[serde(default)]
     pub overtaken: Vec<Overtaken>,
+    /// Interfaces that the first lost packet passed ([`PathWatch::passed`]).
+    #[serde(default)]
+    pub passed: Vec<String>,
     /// Records of both agents, the source's first.
     pub records: [Value; 2],
     /// Logs of both agents, only with the first such migration.
@@ -123,17 +125,21 @@ impl HandoverCase {
 
 /// Explains the migrations of one guest that were not exact. `first` is the index of the guest's
 /// first row in the case.
-fn explain(case: Case, first: usize, moves: &Moves, order: &OrderWatch) -> Result<Vec<Inexact>> {
+fn explain(case: Case, first: usize, moves: &Moves, path: &PathWatch) -> Result<Vec<Inexact>> {
     let watched = moves.windows.iter().zip(&moves.counted).zip(&moves.records);
     let rows = moves.rows.iter().enumerate().zip(watched);
     rows.filter(|((_, row), _)| !case.is_exact(row))
         .map(|((index, _), ((window, counted), records))| {
+            let packets = faults::faults(&moves.sent, &moves.arrivals, *window);
+            let lost = packets.iter().find(|packet| packet.fault == Fault::Lost);
+            let passed = lost.map(|packet| path.passed(packet.flow, packet.sequence));
             Ok(Inexact {
                 row: first + index,
-                packets: faults::faults(&moves.sent, &moves.arrivals, *window),
+                passed: passed.transpose()?.unwrap_or_default(),
+                packets,
                 around: faults::around_the_move(&moves.arrivals, *window),
                 counted: counted.clone(),
-                overtaken: order.overtaken(*window)?,
+                overtaken: path.overtaken(*window)?,
                 records: records.clone(),
                 logs: Vec::new(),
             })
@@ -164,11 +170,11 @@ pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<H
         testbed.read_nics_by(config.driver);
         report.accelerator = testbed.domain().accelerator.name().to_owned();
         let rate_mbps = config.rate_mbps;
-        let order = OrderWatch::start(testbed.lab().path())?;
+        let path = PathWatch::start(testbed.lab().path())?;
         let measured = match case {
-            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &order, &mut tell),
-            Case::Soak => soak(&mut testbed, rate_mbps, moves, &order, &mut tell),
-            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &order, &mut tell),
+            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &path, &mut tell),
+            Case::Soak => soak(&mut testbed, rate_mbps, moves, &path, &mut tell),
+            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &path, &mut tell),
         };
         let mut measured = measured.with_context(|| format!("Case {}", case.name()))?;
         if let Some(first) = measured.inexact.first_mut() {
@@ -189,7 +195,7 @@ fn to_and_fro(
     case: Case,
     rate_mbps: f64,
     moves: u32,
-    order: &OrderWatch,
+    path: &PathWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     if case == Case::Virsh {
@@ -202,7 +208,7 @@ fn to_and_fro(
         shuttle.go(case.mover())?;
     }
     let moves = shuttle.finish()?;
-    let inexact = explain(case, 0, &moves, order)?;
+    let inexact = explain(case, 0, &moves, path)?;
     let words = placed(&moves.records);
     Ok(HandoverCase::new(case, moves.rows, words).explained(inexact))
 }
@@ -213,7 +219,7 @@ fn soak(
     testbed: &mut Testbed,
     rate_mbps: f64,
     moves: u32,
-    order: &OrderWatch,
+    path: &PathWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     let case = Case::Soak;
@@ -227,7 +233,7 @@ fn soak(
         };
         shuttle.go(case.mover())?;
         let moves = shuttle.finish()?;
-        inexact = explain(case, runs.len(), &moves, order)?;
+        inexact = explain(case, runs.len(), &moves, path)?;
         runs.extend(moves.rows);
         records.extend(moves.records);
         if !inexact.is_empty() {
@@ -241,7 +247,7 @@ fn crossing(
     testbed: &mut Testbed,
     rate_mbps: f64,
     moves: u32,
-    order: &OrderWatch,
+    path: &PathWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     let case = Case::Crossing;
@@ -258,7 +264,7 @@ fn crossing(
     }
     let (mut rows, mut inexact, mut records) = (Vec::new(), Vec::new(), Vec::new());
     for moves in crossing.finish()? {
-        inexact.extend(explain(case, rows.len(), &moves, order)?);
+        inexact.extend(explain(case, rows.len(), &moves, path)?);
         rows.extend(moves.rows);
         records.extend(moves.records);
     }

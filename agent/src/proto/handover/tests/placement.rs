@@ -285,6 +285,17 @@ fn reader_that_comes_late_is_waited_for_and_one_that_sleeps_is_not() {
 }
 
 #[test]
+fn sample_that_this_host_delays_still_settles_the_cut() {
+    let mut placement = recording();
+    placement.stopped(at(40));
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 35);
+    placement.injected(at(40));
+    assert!(matches!(placement.poll(at(200)), Step::SampleAt(_)));
+    placement.sample(at(200), Reader::Asleep, counts(1036, 7), 35);
+    assert_eq!(placement.poll(at(200)), Step::Cut(count(35)));
+}
+
+#[test]
 fn sleep_beside_an_empty_queue_says_nothing() {
     let mut placement = recording();
     placement.stopped(at(40));

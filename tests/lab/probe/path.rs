@@ -1,5 +1,5 @@
-//! Watches the order of the stream at every interface of some nodes, which shows where on its path
-//! a packet was overtaken.
+//! Watches a stream at every interface of some nodes, which shows where on its path a packet was
+//! lost or overtaken.
 //!
 //! ```text
 //! router               VM host
@@ -11,10 +11,10 @@
 //! A packet socket receives what a TAP sends after the gate. Frames that an agent replays bypass
 //! the qdisc and the packet sockets, so the watch does not see these frames on a TAP.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -39,7 +39,9 @@ const BUFFER_BYTES: usize = 16 << 20;
 /// Interval at which a blocked thread checks whether to stop.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 /// Highest number of overtaken packets that a watch keeps.
-const MOST: usize = 10_000;
+const MOST_OVERTAKEN: usize = 10_000;
+/// Number of packets of a flow that a watch follows: some hours at 20 Mbit/s.
+const MOST_PACKETS: usize = 1 << 24;
 
 /// Direction of a packet at an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,6 +51,17 @@ pub enum Direction {
     In,
     /// The interface sent the packet.
     Out,
+}
+
+impl Direction {
+    /// Returns the direction as text.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
 }
 
 /// A packet that an interface received or sent after a packet of its flow with a higher number.
@@ -70,14 +83,51 @@ pub struct Overtaken {
     pub at_ns: u64,
 }
 
+/// Passage of a flow through an interface in one direction.
+#[derive(Debug, Default)]
+struct Passage {
+    interface: String,
+    highest: u32,
+    /// Whether each packet has passed, by its sequence number.
+    passed: Vec<bool>,
+}
+
+impl Passage {
+    /// Records a packet. Returns the highest number so far if that number is higher.
+    fn take(&mut self, sequence: u32) -> Option<u32> {
+        let index = sequence as usize;
+        if index >= MOST_PACKETS {
+            return None;
+        }
+        if index >= self.passed.len() {
+            self.passed.resize(index + 1, false);
+        }
+        self.passed[index] = true;
+        let overtaker = (sequence < self.highest).then_some(self.highest);
+        self.highest = sequence.max(self.highest);
+        overtaker
+    }
+}
+
+/// Index of an interface, direction, and flow.
+type Place = (usize, Direction, u16);
+
+/// Everything that a watch has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Passages by name of the node and place.
+    passages: BTreeMap<(String, Place), Passage>,
+    overtaken: Vec<Overtaken>,
+}
+
 /// A watch over several nodes. The drop of this value ends the watch.
-pub struct OrderWatch {
+pub struct PathWatch {
     shall_stop: Arc<AtomicBool>,
-    found: Arc<Mutex<Vec<Overtaken>>>,
+    seen: Arc<Mutex<Seen>>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
-impl OrderWatch {
+impl PathWatch {
     /// Starts to watch all interfaces of `nodes`, also interfaces that appear later.
     ///
     /// # Errors
@@ -86,16 +136,15 @@ impl OrderWatch {
     pub fn start(nodes: impl IntoIterator<Item = Node>) -> Result<Self> {
         let mut watch = Self {
             shall_stop: Arc::default(),
-            found: Arc::default(),
+            seen: Arc::default(),
             threads: Vec::new(),
         };
         for node in nodes {
             let socket = node.within(open)?.context("Cannot listen to packets")?;
-            let (stop, found) = (Arc::clone(&watch.shall_stop), Arc::clone(&watch.found));
+            let (stop, seen) = (Arc::clone(&watch.shall_stop), Arc::clone(&watch.seen));
             watch.threads.push(thread::spawn(move || {
-                let name = node.name().to_owned();
                 // Interfaces have their names in the node's namespace only.
-                node.within(|| listen(&socket, &name, &stop, &found))?
+                node.within(|| listen(&socket, node.name(), &stop, &seen))?
             }));
         }
         Ok(watch)
@@ -107,22 +156,44 @@ impl OrderWatch {
     ///
     /// When a thread of the watch has ended.
     pub fn overtaken(&self, window: Window) -> Result<Vec<Overtaken>> {
-        if self.threads.iter().any(JoinHandle::is_finished) {
-            return Err(anyhow!("The watch over the order of packets has ended"));
-        }
         let span = window.from_ns..window.to_ns;
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut inside: Vec<_> = found
-            .iter()
+        let seen = self.seen()?;
+        let overtaken = seen.overtaken.iter();
+        let mut inside: Vec<_> = overtaken
             .filter(|it| span.contains(&it.at_ns))
             .cloned()
             .collect();
         inside.sort_by_key(|it| it.at_ns);
         Ok(inside)
     }
+
+    /// Returns the interfaces that a packet passed, as `node interface direction`, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When a thread of the watch has ended.
+    pub fn passed(&self, flow: u16, sequence: u32) -> Result<Vec<String>> {
+        let seen = self.seen()?;
+        let passages = seen.passages.iter().filter(|((_, place), passage)| {
+            place.2 == flow && passage.passed.get(sequence as usize) == Some(&true)
+        });
+        let named = passages.map(|((node, (_, direction, _)), passage)| {
+            format!("{node} {} {}", passage.interface, direction.as_str())
+        });
+        let mut named: Vec<_> = named.collect();
+        named.sort();
+        Ok(named)
+    }
+
+    fn seen(&self) -> Result<MutexGuard<'_, Seen>> {
+        if self.threads.iter().any(JoinHandle::is_finished) {
+            return Err(anyhow!("The watch over the packets' path has ended"));
+        }
+        Ok(self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
-impl Drop for OrderWatch {
+impl Drop for PathWatch {
     fn drop(&mut self) {
         self.shall_stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
@@ -156,13 +227,7 @@ fn open() -> Result<Socket> {
     Ok(socket)
 }
 
-fn listen(
-    socket: &Socket,
-    node: &str,
-    shall_stop: &AtomicBool,
-    found: &Mutex<Vec<Overtaken>>,
-) -> Result<()> {
-    let mut highest = HashMap::new();
+fn listen(socket: &Socket, node: &str, shall_stop: &AtomicBool, seen: &Mutex<Seen>) -> Result<()> {
     let mut packet = [0; SNAP];
     while !shall_stop.load(Ordering::Relaxed) {
         let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut packet) {
@@ -181,19 +246,24 @@ fn listen(
             _ => Direction::In,
         };
         let place = (from.ifindex(), direction, stamp.flow);
-        let Some(highest) = overtaker(&mut highest, place, stamp.sequence) else {
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let Seen {
+            passages,
+            overtaken,
+        } = &mut *seen;
+        let passage = passages
+            .entry((node.to_owned(), place))
+            .or_insert_with(|| Passage {
+                interface: name(from.ifindex()),
+                ..Passage::default()
+            });
+        let Some(highest) = passage.take(stamp.sequence) else {
             continue;
         };
-        let name = u32::try_from(from.ifindex()).ok().map(if_indextoname);
-        let interface = match name {
-            Some(Ok(name)) => name.to_string_lossy().into_owned(),
-            _ => from.ifindex().to_string(),
-        };
-        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.len() < MOST {
-            found.push(Overtaken {
+        if overtaken.len() < MOST_OVERTAKEN {
+            overtaken.push(Overtaken {
                 node: node.to_owned(),
-                interface,
+                interface: passage.interface.clone(),
                 direction,
                 flow: stamp.flow,
                 sequence: stamp.sequence,
@@ -205,15 +275,32 @@ fn listen(
     Ok(())
 }
 
-/// Interface by its index, direction, and flow.
-type Place = (usize, Direction, u16);
-
-/// Returns the highest number that a place has seen if the number is higher than `sequence`.
-fn overtaker(highest: &mut HashMap<Place, u32>, place: Place, sequence: u32) -> Option<u32> {
-    let highest = highest.entry(place).or_insert(sequence);
-    if sequence < *highest {
-        return Some(*highest);
+/// Returns the name of an interface in the namespace of the calling thread, or the index if the
+/// interface is gone.
+fn name(ifindex: usize) -> String {
+    let name = u32::try_from(ifindex).ok().map(if_indextoname);
+    match name {
+        Some(Ok(name)) => name.to_string_lossy().into_owned(),
+        _ => ifindex.to_string(),
     }
-    *highest = sequence;
-    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packet_behind_a_higher_number_is_overtaken() {
+        let mut passage = Passage::default();
+        let overtakers = [5, 7, 6, 7, 8].map(|sequence| passage.take(sequence));
+        assert_eq!(overtakers, [None, None, Some(7), None, None]);
+        assert_eq!(passage.passed[4..], [false, true, true, true, true]);
+    }
+
+    #[test]
+    fn numbers_that_no_stream_reaches_need_no_memory() {
+        let mut passage = Passage::default();
+        assert_eq!(passage.take(u32::MAX), None);
+        assert!(passage.passed.is_empty());
+    }
 }
