@@ -169,8 +169,11 @@ fn watch_lists_the_interfaces_that_a_packet_passed_and_where_it_was_overtaken() 
             from_ns,
             to_ns: clock::now_ns(),
         };
+        // The switch's bridge itself receives the packet only while the bridge counts as a
+        // multicast router, for some time after its own Query.
         let found = watch.overtaken(window).unwrap().into_iter();
         let mut found: Vec<_> = found
+            .filter(|it| (it.node.as_str(), it.interface.as_str()) != ("switch2", "br0"))
             .map(|it| {
                 (
                     it.node,
@@ -186,8 +189,10 @@ fn watch_lists_the_interfaces_that_a_packet_passed_and_where_it_was_overtaken() 
         (found.len() >= wanted.len()).then_some(found)
     });
     assert_eq!(found.unwrap(), wanted);
+    let mut passed = watch.passed(7, 2).unwrap();
+    passed.retain(|place| place != "switch2 br0 in");
     assert_eq!(
-        watch.passed(7, 4).unwrap(),
+        passed,
         [
             "router sender in",
             "router site2 out",

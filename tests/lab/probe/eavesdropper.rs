@@ -1,7 +1,7 @@
 //! An eavesdropper that searches all packets of a host for known bytes, which would show that a
 //! connection is not encrypted.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -42,13 +42,7 @@ impl Eavesdropper {
     ///
     /// When the kernel refuses a packet socket.
     pub fn start(host: &Host, known: &'static [u8]) -> Result<Self> {
-        let socket = host.within(|| -> Result<Socket> {
-            let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all))?;
-            socket.set_recv_buffer_size(BUFFER_BYTES)?;
-            socket.set_read_timeout(Some(STOP_CHECK))?;
-            Ok(socket)
-        });
+        let socket = host.within(|| all_packets(Type::RAW, BUFFER_BYTES));
         let socket = socket?.context("Cannot listen to packets")?;
         let shall_stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&shall_stop);
@@ -68,12 +62,22 @@ impl Eavesdropper {
     }
 }
 
+/// Opens a packet socket (`packet(7)`) for all interfaces in the namespace of the calling thread. A
+/// read returns after [`STOP_CHECK`] at the latest.
+pub(super) fn all_packets(kind: Type, buffer_bytes: usize) -> io::Result<Socket> {
+    let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
+    let socket = Socket::new(Domain::PACKET, kind, Some(all))?;
+    socket.set_recv_buffer_size(buffer_bytes)?;
+    socket.set_read_timeout(Some(STOP_CHECK))?;
+    Ok(socket)
+}
+
 fn listen(mut socket: Socket, known: &[u8], shall_stop: &AtomicBool) -> Result<Heard> {
     let finder = Finder::new(known);
     let mut heard = Heard::default();
     let mut packet = vec![0; PACKET_BYTES];
     while !shall_stop.load(Ordering::Relaxed) {
-        match std::io::Read::read(&mut socket, &mut packet) {
+        match io::Read::read(&mut socket, &mut packet) {
             Ok(length) => {
                 let packet = packet.get(..length).unwrap_or_default();
                 heard.bytes += packet.len() as u64;

@@ -106,10 +106,9 @@ pub fn faults(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Vec<Faulty
 /// Returns the last arrivals before the guest's migration within the window, and the first arrivals
 /// after it. The list is empty if the guest stayed.
 pub fn around_the_move(arrivals: &[Arrival], window: Window) -> Vec<Passed> {
-    let span = window.from_ns..window.to_ns;
     let inside: Vec<&Arrival> = arrivals
         .iter()
-        .filter(|arrival| span.contains(&arrival.host_ns))
+        .filter(|arrival| window.contains(arrival.host_ns))
         .collect();
     let moved = inside.windows(2).position(|it| it[0].host != it[1].host);
     let Some(last) = moved else {

@@ -26,6 +26,14 @@ pub struct Window {
     pub to_ns: u64,
 }
 
+impl Window {
+    /// Returns true if a time of the host's monotonic clock is within the window.
+    #[must_use]
+    pub fn contains(self, ns: u64) -> bool {
+        (self.from_ns..self.to_ns).contains(&ns)
+    }
+}
+
 /// Metrics of the packets of a [`Window`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Metrics {
@@ -70,8 +78,7 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn new(sent: &[Sent], window: Window) -> Self {
-        let span = window.from_ns..window.to_ns;
-        let inside = sent.iter().filter(|packet| span.contains(&packet.sent_ns));
+        let inside = sent.iter().filter(|packet| window.contains(packet.sent_ns));
         Self {
             packets: inside
                 .map(|packet| ((packet.flow, packet.sequence), (packet.sent_ns, false)))
@@ -160,7 +167,7 @@ pub fn freeze_of_counter(samples: &[(u64, u64)], window: Window) -> f64 {
     for (host_ns, count) in samples {
         if *count > last_count {
             last_count = *count;
-            if (window.from_ns..window.to_ns).contains(host_ns) {
+            if window.contains(*host_ns) {
                 freeze_ns = freeze_ns.max(host_ns - last_ns);
                 last_ns = *host_ns;
             }

@@ -12,20 +12,21 @@
 //! the qdisc and the packet sockets, so the watch does not see these frames on a TAP.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 use nix::sys::socket::{LinkAddr, recvfrom};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{SockFilter, Socket, Type};
 
 use super::clock;
+use super::eavesdropper::all_packets;
 use super::metrics::Window;
 use super::payload::{STAMP_LEN, Stamp};
 use crate::node::Node;
@@ -36,8 +37,6 @@ const HEADERS: usize = 48;
 const SNAP: usize = HEADERS + STAMP_LEN;
 /// Size of the socket's buffer, bytes.
 const BUFFER_BYTES: usize = 16 << 20;
-/// Interval at which a blocked thread checks whether to stop.
-const STOP_CHECK: Duration = Duration::from_millis(100);
 /// Highest number of overtaken packets that a watch keeps.
 const MOST_OVERTAKEN: usize = 10_000;
 /// Number of packets of a flow that a watch follows: some hours at 20 Mbit/s.
@@ -86,6 +85,7 @@ pub struct Overtaken {
 /// Passage of a flow through an interface in one direction.
 #[derive(Debug, Default)]
 struct Passage {
+    node: String,
     interface: String,
     highest: u32,
     /// Whether each packet has passed, by its sequence number.
@@ -109,18 +109,18 @@ impl Passage {
     }
 }
 
-/// Index of an interface, direction, and flow.
-type Place = (usize, Direction, u16);
+/// Number of the node, index of the interface, direction, and flow.
+type Place = (usize, usize, Direction, u16);
 
 /// Everything that a watch has seen.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Passages by name of the node and place.
-    passages: BTreeMap<(String, Place), Passage>,
+    passages: BTreeMap<Place, Passage>,
     overtaken: Vec<Overtaken>,
 }
 
-/// A watch over several nodes. The drop of this value ends the watch.
+/// A watch over several nodes for the time of one stream, since the numbers of a later stream begin
+/// again. The drop of this value ends the watch.
 pub struct PathWatch {
     shall_stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Seen>>,
@@ -139,12 +139,12 @@ impl PathWatch {
             seen: Arc::default(),
             threads: Vec::new(),
         };
-        for node in nodes {
+        for (number, node) in nodes.into_iter().enumerate() {
             let socket = node.within(open)?.context("Cannot listen to packets")?;
             let (stop, seen) = (Arc::clone(&watch.shall_stop), Arc::clone(&watch.seen));
             watch.threads.push(thread::spawn(move || {
                 // Interfaces have their names in the node's namespace only.
-                node.within(|| listen(&socket, node.name(), &stop, &seen))?
+                node.within(|| listen(&socket, (number, node.name()), &stop, &seen))?
             }));
         }
         Ok(watch)
@@ -156,11 +156,10 @@ impl PathWatch {
     ///
     /// When a thread of the watch has ended.
     pub fn overtaken(&self, window: Window) -> Result<Vec<Overtaken>> {
-        let span = window.from_ns..window.to_ns;
         let seen = self.seen()?;
         let overtaken = seen.overtaken.iter();
         let mut inside: Vec<_> = overtaken
-            .filter(|it| span.contains(&it.at_ns))
+            .filter(|it| window.contains(it.at_ns))
             .cloned()
             .collect();
         inside.sort_by_key(|it| it.at_ns);
@@ -174,11 +173,14 @@ impl PathWatch {
     /// When a thread of the watch has ended.
     pub fn passed(&self, flow: u16, sequence: u32) -> Result<Vec<String>> {
         let seen = self.seen()?;
-        let passages = seen.passages.iter().filter(|((_, place), passage)| {
-            place.2 == flow && passage.passed.get(sequence as usize) == Some(&true)
+        let passages = seen.passages.iter().filter(|((.., of), passage)| {
+            *of == flow && passage.passed.get(sequence as usize) == Some(&true)
         });
-        let named = passages.map(|((node, (_, direction, _)), passage)| {
-            format!("{node} {} {}", passage.interface, direction.as_str())
+        let named = passages.map(|((_, _, direction, _), passage)| {
+            let Passage {
+                node, interface, ..
+            } = passage;
+            format!("{node} {interface} {}", direction.as_str())
         });
         let mut named: Vec<_> = named.collect();
         named.sort();
@@ -204,9 +206,8 @@ impl Drop for PathWatch {
 
 /// Opens a socket that receives the first [`SNAP`] bytes of multicast UDP packets, from the IPv6
 /// header on, of all interfaces in the namespace of the calling thread.
-fn open() -> Result<Socket> {
-    let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
+fn open() -> io::Result<Socket> {
+    let socket = all_packets(Type::DGRAM, BUFFER_BYTES)?;
     let (load, is, end) = (
         (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16,
         (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
@@ -222,12 +223,15 @@ fn open() -> Result<Socket> {
         SockFilter::new(end, 0, 0, SNAP as u32),
         SockFilter::new(end, 0, 0, 0),
     ])?;
-    socket.set_recv_buffer_size(BUFFER_BYTES)?;
-    socket.set_read_timeout(Some(STOP_CHECK))?;
     Ok(socket)
 }
 
-fn listen(socket: &Socket, node: &str, shall_stop: &AtomicBool, seen: &Mutex<Seen>) -> Result<()> {
+fn listen(
+    socket: &Socket,
+    (number, node): (usize, &str),
+    shall_stop: &AtomicBool,
+    seen: &Mutex<Seen>,
+) -> Result<()> {
     let mut packet = [0; SNAP];
     while !shall_stop.load(Ordering::Relaxed) {
         let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut packet) {
@@ -245,18 +249,17 @@ fn listen(socket: &Socket, node: &str, shall_stop: &AtomicBool, seen: &Mutex<See
             libc::PACKET_OUTGOING => Direction::Out,
             _ => Direction::In,
         };
-        let place = (from.ifindex(), direction, stamp.flow);
+        let place = (number, from.ifindex(), direction, stamp.flow);
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let Seen {
             passages,
             overtaken,
         } = &mut *seen;
-        let passage = passages
-            .entry((node.to_owned(), place))
-            .or_insert_with(|| Passage {
-                interface: name(from.ifindex()),
-                ..Passage::default()
-            });
+        let passage = passages.entry(place).or_insert_with(|| Passage {
+            node: node.to_owned(),
+            interface: name(from.ifindex()),
+            ..Passage::default()
+        });
         let Some(highest) = passage.take(stamp.sequence) else {
             continue;
         };

@@ -124,7 +124,7 @@ impl Times {
     /// Returns the number of items sent in a window without an answer.
     fn lost(&self, window: Window) -> u64 {
         let sent = self.sent_ns.iter().zip(&self.answered_ns);
-        let inside = sent.filter(|(ns, _)| (window.from_ns..window.to_ns).contains(*ns));
+        let inside = sent.filter(|(ns, _)| window.contains(**ns));
         inside.filter(|(_, answered)| answered.is_none()).count() as u64
     }
 }

@@ -128,9 +128,10 @@ pub(super) fn fill(
 /// while the guest's clock stands still does not notice the stop, so only the clocks show this
 /// time.
 pub(super) fn with_stalls(row: RunRow, guest: &Control, window: Window) -> RunRow {
-    let is_inside = |ns: u64| (window.from_ns..window.to_ns).contains(&ns);
     let longest = |times: Vec<(u64, u64)>| {
-        let inside = times.into_iter().filter(|(from_ns, _)| is_inside(*from_ns));
+        let inside = times
+            .into_iter()
+            .filter(|(from_ns, _)| window.contains(*from_ns));
         inside.map(|(_, ns)| ns).max().unwrap_or_default() as f64 / 1e6
     };
     let stops = guest.stops();

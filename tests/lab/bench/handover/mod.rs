@@ -170,11 +170,10 @@ pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<H
         testbed.read_nics_by(config.driver);
         report.accelerator = testbed.domain().accelerator.name().to_owned();
         let rate_mbps = config.rate_mbps;
-        let path = PathWatch::start(testbed.lab().path())?;
         let measured = match case {
-            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &path, &mut tell),
-            Case::Soak => soak(&mut testbed, rate_mbps, moves, &path, &mut tell),
-            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &path, &mut tell),
+            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &mut tell),
+            Case::Soak => soak(&mut testbed, rate_mbps, moves, &mut tell),
+            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &mut tell),
         };
         let mut measured = measured.with_context(|| format!("Case {}", case.name()))?;
         if let Some(first) = measured.inexact.first_mut() {
@@ -195,20 +194,20 @@ fn to_and_fro(
     case: Case,
     rate_mbps: f64,
     moves: u32,
-    path: &PathWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     if case == Case::Virsh {
         let lab = crate::Lab::attach(&testbed.lab().config().name)?;
         testbed.agents()?.install_hooks(&lab)?;
     }
+    let path = PathWatch::start(testbed.lab().path())?;
     let mut shuttle = Shuttle::begin(testbed, case.streams(rate_mbps)?)?;
     for number in 1..=moves {
         tell(number);
         shuttle.go(case.mover())?;
     }
     let moves = shuttle.finish()?;
-    let inexact = explain(case, 0, &moves, path)?;
+    let inexact = explain(case, 0, &moves, &path)?;
     let words = placed(&moves.records);
     Ok(HandoverCase::new(case, moves.rows, words).explained(inexact))
 }
@@ -219,7 +218,6 @@ fn soak(
     testbed: &mut Testbed,
     rate_mbps: f64,
     moves: u32,
-    path: &PathWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     let case = Case::Soak;
@@ -227,13 +225,15 @@ fn soak(
     let (mut runs, mut inexact, mut records) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=moves {
         tell(number);
+        // Each migration has a stream of its own, whose numbers begin again.
+        let path = PathWatch::start(testbed.lab().path())?;
         let mut shuttle = match number {
             1 => Shuttle::begin(testbed, streams.clone())?,
             _ => Shuttle::resume(testbed, streams.clone())?,
         };
         shuttle.go(case.mover())?;
         let moves = shuttle.finish()?;
-        inexact = explain(case, runs.len(), &moves, path)?;
+        inexact = explain(case, runs.len(), &moves, &path)?;
         runs.extend(moves.rows);
         records.extend(moves.records);
         if !inexact.is_empty() {
@@ -247,7 +247,6 @@ fn crossing(
     testbed: &mut Testbed,
     rate_mbps: f64,
     moves: u32,
-    path: &PathWatch,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
     let case = Case::Crossing;
@@ -257,6 +256,7 @@ fn crossing(
             &[(StreamConfig::probe(rate_mbps), Service::AnySource)],
         )
     };
+    let path = PathWatch::start(testbed.lab().path())?;
     let mut crossing = Crossing::begin(testbed, [streams(0)?, streams(1)?])?;
     for number in 1..=moves {
         tell(number);
@@ -264,7 +264,7 @@ fn crossing(
     }
     let (mut rows, mut inexact, mut records) = (Vec::new(), Vec::new(), Vec::new());
     for moves in crossing.finish()? {
-        inexact.extend(explain(case, rows.len(), &moves, path)?);
+        inexact.extend(explain(case, rows.len(), &moves, &path)?);
         rows.extend(moves.rows);
         records.extend(moves.records);
     }
