@@ -278,12 +278,8 @@ proptest! {
 #[test]
 fn port_that_would_be_zero_is_the_other_zero() {
     let stream = StreamKey {
-        multicast_address: [0xff; 16],
         source: [0; 16],
-        source_port: 1,
-        destination_port: 2,
-        vlan: 0,
-        pad: 0,
+        ..STREAM
     };
     let port = agent_port(&stream, &[0xff; 16], &[0; 16], 3);
     assert_eq!(port, 0xffff);

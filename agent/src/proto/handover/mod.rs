@@ -41,7 +41,8 @@
 //! source host to a [`ClockOffset`]. When the message arrives, empty `HELD`, call [`Hold::cut`], and
 //! set [`common::maps::Gate::replayed`] to [`Hold::done`]. Then send [`Hold::next_replay`] while
 //! [`Pace`] allows and the TAP accepts frames. Meanwhile continue to `push` new frames, pass the gate's
-//! counts to [`Hold::counted`], and publish `done` after every change. If no cut arrives, call [`Hold::cut_blind`]; if the migration fails, call [`Hold::forget`].
+//! counts to [`Hold::counted`], and publish `done` after every change. If no cut arrives, call
+//! [`Hold::cut_blind`]; if the migration fails, call [`Hold::forget`].
 //!
 //! # Limits
 //!
