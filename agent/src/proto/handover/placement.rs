@@ -312,7 +312,7 @@ impl Placement {
             _ => stopped,
         };
         match self.given {
-            None if self.is_settled() => self.give(self.cut(stopped, true)),
+            None if self.is_settled() => self.give(self.cut(stopped, self.is_observed())),
             None if self.is_lost || now >= stopped + self.patience() => {
                 self.give(self.cut(stopped, false))
             }
@@ -320,7 +320,7 @@ impl Placement {
             Some(_) if self.is_lost => Step::Done,
             Some(given) if given != self.delivered() && self.is_revisable() => {
                 self.given = Some(self.delivered());
-                Step::Revised(self.cut(stopped, true))
+                Step::Revised(self.cut(stopped, self.is_observed()))
             }
             Some(_) if now >= stopped + WATCH => Step::Done,
             Some(_) => Step::SampleAt(next + PATIENT_INTERVAL),
@@ -390,6 +390,12 @@ impl Placement {
                 Reader::Busy => false,
                 Reader::Unknown => last.at.since(waiting.max(self.moved)) >= SETTLE,
             }
+    }
+
+    /// Returns true if the reader was seen asleep. Only that proves that QEMU has finished reading; the
+    /// time since the last read proves nothing on a loaded host.
+    fn is_observed(&self) -> bool {
+        self.reader == Reader::Asleep
     }
 
     /// Returns true if the cut can be revised. A frame counts as read before the frame counts as QEMU's

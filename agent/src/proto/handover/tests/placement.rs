@@ -31,7 +31,7 @@ fn recording() -> Placement {
     for n in 0..=3 {
         for ms in [n * 10 - n.min(1), n * 10] {
             let counts = counts(1000 + n * 10, 7);
-            placement.sample(at(ms), Reader::Unknown, counts, n * 10);
+            placement.sample(at(ms), Reader::Asleep, counts, n * 10);
         }
     }
     placement
@@ -43,7 +43,7 @@ fn settle(placement: &mut Placement, mut now: Timestamp, counts: Counts, entered
         match placement.poll(now) {
             Step::SampleAt(due) => {
                 now = due.max(now);
-                placement.sample(now, Reader::Unknown, counts, entered);
+                placement.sample(now, Reader::Asleep, counts, entered);
             }
             Step::Cut(cut) => return cut,
             step => panic!("{step:?}"),
@@ -62,7 +62,7 @@ fn overflow(number: u64) -> Cut {
 fn last_frame_read_is_not_delivered() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 7), 40),
@@ -74,7 +74,7 @@ fn last_frame_read_is_not_delivered() {
 fn injected_frame_is_the_last_one_read_when_nothing_else_comes() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 35);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 35);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 7), 35),
@@ -91,7 +91,7 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
     let taken = |now: Timestamp| now.0.saturating_sub(100_000) / 1_000_000;
     let mut now = us(1_000_050);
     while now < us(1_300_000) {
-        placement.sample(now, Reader::Unknown, counts(taken(now), 0), entered(now));
+        placement.sample(now, Reader::Asleep, counts(taken(now), 0), entered(now));
         let Step::SampleAt(due) = placement.poll(now) else {
             panic!("no stop yet");
         };
@@ -99,7 +99,7 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
     }
     let now = us(1_300_050);
     placement.stopped(now);
-    placement.sample(now, Reader::Unknown, counts(1299, 0), 1300);
+    placement.sample(now, Reader::Asleep, counts(1299, 0), 1300);
     placement.injected(now);
     assert_eq!(
         settle(&mut placement, now, counts(1300, 0), 1300),
@@ -112,10 +112,10 @@ fn frames_that_always_come_just_before_a_sample_do_not_show_an_empty_queue() {
     let mut placement = Placement::new(1000);
     // Each frame is read when the next one arrives.
     for n in 0..12 {
-        placement.sample(at(n * 7), Reader::Unknown, counts(1000 + n, 7), n + 1);
+        placement.sample(at(n * 7), Reader::Asleep, counts(1000 + n, 7), n + 1);
     }
     placement.stopped(at(90));
-    placement.sample(at(90), Reader::Unknown, counts(1012, 7), 13);
+    placement.sample(at(90), Reader::Asleep, counts(1012, 7), 13);
     placement.injected(at(90));
     let cut = settle(&mut placement, at(90), counts(1013, 7), 13);
     assert_eq!(
@@ -129,14 +129,14 @@ fn frames_that_always_come_just_before_a_sample_do_not_show_an_empty_queue() {
 fn stop_that_is_reported_late_is_placed_when_the_vm_read_last() {
     let mut placement = Placement::new(1000);
     for n in 0..12 {
-        placement.sample(at(n * 7), Reader::Unknown, counts(1000 + n, 7), n + 1);
+        placement.sample(at(n * 7), Reader::Asleep, counts(1000 + n, 7), n + 1);
     }
     // The VM has stopped; QEMU reads one of the arriving frames.
     for n in 12..40 {
-        placement.sample(at(n * 7), Reader::Unknown, counts(1012, 7), n + 1);
+        placement.sample(at(n * 7), Reader::Asleep, counts(1012, 7), n + 1);
     }
     placement.stopped(at(290));
-    placement.sample(at(290), Reader::Unknown, counts(1012, 7), 42);
+    placement.sample(at(290), Reader::Asleep, counts(1012, 7), 42);
     let cut = settle(&mut placement, at(290), counts(1012, 7), 42);
     assert_eq!(cut, Cut::Time(at(65)));
 }
@@ -145,9 +145,9 @@ fn stop_that_is_reported_late_is_placed_when_the_vm_read_last() {
 fn drops_behind_the_cut_do_not_matter() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 36);
     placement.injected(at(40));
-    placement.sample(at(41), Reader::Unknown, counts(1036, 7), 38);
+    placement.sample(at(41), Reader::Asleep, counts(1036, 7), 38);
     assert_eq!(
         settle(&mut placement, at(41), counts(1036, 300), 500),
         count(35)
@@ -158,7 +158,7 @@ fn drops_behind_the_cut_do_not_matter() {
 fn drops_since_the_anchor_may_be_before_the_cut() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1035, 9), 40);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 9), 40);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 9), 50),
@@ -169,8 +169,8 @@ fn drops_since_the_anchor_may_be_before_the_cut() {
 #[test]
 fn queue_that_was_not_seen_empty_often_places_by_time() {
     let mut placement = Placement::new(1000);
-    placement.sample(at(10), Reader::Unknown, counts(1010, 7), 10);
-    placement.sample(at(20), Reader::Unknown, counts(1020, 7), 20);
+    placement.sample(at(10), Reader::Asleep, counts(1010, 7), 10);
+    placement.sample(at(20), Reader::Asleep, counts(1020, 7), 20);
     placement.stopped(at(40));
     let cut = settle(&mut placement, at(40), counts(1025, 7), 30);
     assert_eq!(cut, Cut::Time(at(15)));
@@ -180,9 +180,9 @@ fn queue_that_was_not_seen_empty_often_places_by_time() {
 fn drops_of_frames_on_their_way_into_the_queue_count() {
     let mut placement = recording();
     // Some of the last 10 frames may not have reached the queue.
-    placement.sample(at(31), Reader::Unknown, counts(1032, 7), 40);
+    placement.sample(at(31), Reader::Asleep, counts(1032, 7), 40);
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1036, 9), 50);
+    placement.sample(at(40), Reader::Asleep, counts(1036, 9), 50);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1037, 9), 50),
@@ -190,10 +190,10 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
     );
     // One sample later, the frames have reached the queue.
     let mut placement = recording();
-    placement.sample(at(31), Reader::Unknown, counts(1032, 7), 40);
-    placement.sample(at(32), Reader::Unknown, counts(1033, 7), 41);
+    placement.sample(at(31), Reader::Asleep, counts(1032, 7), 40);
+    placement.sample(at(32), Reader::Asleep, counts(1033, 7), 41);
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1036, 9), 50);
+    placement.sample(at(40), Reader::Asleep, counts(1036, 9), 50);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1037, 9), 50),
@@ -205,7 +205,7 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
 fn queue_that_nobody_reads_may_hold_frames() {
     let mut placement = Placement::new(1000);
     for n in 0..100 {
-        placement.sample(at(n), Reader::Unknown, counts(1000, 7), 5);
+        placement.sample(at(n), Reader::Asleep, counts(1000, 7), 5);
     }
     placement.stopped(at(100));
     let cut = settle(&mut placement, at(100), counts(1000, 7), 5);
@@ -213,7 +213,7 @@ fn queue_that_nobody_reads_may_hold_frames() {
     // The more frames arrive, the fewer were received.
     let mut placement = Placement::new(1000);
     for n in 0..100 {
-        placement.sample(at(n), Reader::Unknown, counts(1000, 7), n);
+        placement.sample(at(n), Reader::Asleep, counts(1000, 7), n);
     }
     placement.stopped(at(100));
     assert_eq!(
@@ -227,10 +227,10 @@ fn full_queue_is_not_taken_for_an_empty_one() {
     let mut placement = Placement::new(50);
     // Repeatedly, one frame is read and two arrive, of which one is dropped.
     for n in 0..100 {
-        placement.sample(at(n), Reader::Unknown, counts(n, n), 50 + 2 * n);
+        placement.sample(at(n), Reader::Asleep, counts(n, n), 50 + 2 * n);
     }
     placement.stopped(at(100));
-    placement.sample(at(100), Reader::Unknown, counts(100, 100), 250);
+    placement.sample(at(100), Reader::Asleep, counts(100, 100), 250);
     placement.injected(at(100));
     let cut = settle(&mut placement, at(100), counts(101, 120), 270);
     // The 100th frame with room was the 150th; the provable number is slightly lower.
@@ -241,11 +241,11 @@ fn full_queue_is_not_taken_for_an_empty_one() {
 fn guest_that_goes_on_has_had_nothing_after_the_report_of_its_stop() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1060, 7), 70),
-        count(36)
+        overflow(36)
     );
 }
 
@@ -282,6 +282,18 @@ fn reader_that_comes_late_is_waited_for_and_one_that_sleeps_is_not() {
 
     // The wait is bounded.
     assert_eq!(stopped().poll(at(1040)), Step::Cut(overflow(34)));
+}
+
+#[test]
+fn cut_is_not_proven_if_nobody_saw_the_reader_sleep() {
+    let mut placement = recording();
+    placement.stopped(at(40));
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.injected(at(40));
+    for ms in [42, 62] {
+        placement.sample(at(ms), Reader::Unknown, counts(1036, 7), 40);
+    }
+    assert_eq!(placement.poll(at(62)), Step::Cut(overflow(35)));
 }
 
 #[test]
@@ -322,13 +334,13 @@ fn tap_that_is_gone_after_the_stop_gives_what_is_known_at_once() {
 fn late_read_revises_the_cut() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1035, 7), 40),
         count(34)
     );
-    placement.sample(at(60), Reader::Unknown, counts(1036, 7), 60);
+    placement.sample(at(60), Reader::Asleep, counts(1036, 7), 60);
     assert_eq!(placement.poll(at(60)), Step::Revised(count(35)));
     assert!(matches!(placement.poll(at(60)), Step::SampleAt(_)));
     assert_eq!(placement.poll(at(1040)), Step::Done);
@@ -344,7 +356,7 @@ fn samples(interval_ms: u64) -> u32 {
         };
         now = due.max(now);
         let frames = now.0 / (interval_ms * 1_000_000);
-        placement.sample(now, Reader::Unknown, counts(frames, 0), frames);
+        placement.sample(now, Reader::Asleep, counts(frames, 0), frames);
         samples += 1;
     }
     samples
@@ -364,10 +376,10 @@ fn full_queue_has_what_vhost_net_has_taken_ahead_behind_it() {
     placement.read_by(Path::Vhost, 1);
     // Repeatedly, one frame is read and two arrive, of which one is dropped.
     for n in 0..200 {
-        placement.sample(at(n), Reader::Unknown, counts(n, n), 114 + 2 * n);
+        placement.sample(at(n), Reader::Asleep, counts(n, n), 114 + 2 * n);
     }
     placement.stopped(at(200));
-    placement.sample(at(200), Reader::Unknown, counts(200, 200), 514);
+    placement.sample(at(200), Reader::Asleep, counts(200, 200), 514);
     placement.injected(at(200));
     let cut = settle(&mut placement, at(200), counts(201, 220), 534);
     // The 200th frame with room was the 313th or earlier; the provable number is slightly lower.
@@ -507,7 +519,7 @@ fn without_a_probe_two_frames_may_have_been_read_that_nobody_got() {
     let mut placement = recording();
     placement.stopped(at(40));
     placement.read_by(Path::Plain, 1);
-    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 7), 40),
