@@ -136,7 +136,7 @@ pub(super) fn load_maps(
     capacities: &Capacities,
     object: &[u8],
 ) -> Result<Ebpf, DatapathError> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| load_error(&error))?;
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| load_error("HELD_SCRATCH", &error))?;
     loader.map_max_entries("HELD_SCRATCH", u32::try_from(cpus).unwrap_or(u32::MAX));
     for name in MAPS {
         let path = pins.map(name);
@@ -179,5 +179,7 @@ pub(super) fn load_maps(
         }
         loader.map_pin_path(name, path);
     }
-    loader.load(object).map_err(|error| load_error(&error))
+    loader
+        .load(object)
+        .map_err(|error| load_error("the maps", &error))
 }

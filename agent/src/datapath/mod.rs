@@ -65,8 +65,8 @@ use common::maps::{
     Querier, QuerierKey, RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber,
     SubscriberKey, SubscriberUsage,
 };
-use linux::bpf::link::chain;
 use linux::bpf::pins::PinError;
+use linux::bpf::refusal::refusal;
 
 pub use capacity::Capacities;
 pub use gate::{HOLD_LEASE, Held, RECORD_LEASE, REPLAY_LEASE, RecordLease};
@@ -253,6 +253,7 @@ impl From<PinError> for DatapathError {
     fn from(error: PinError) -> Self {
         match error {
             PinError::InUse(root) => Self::InUse(root),
+            PinError::OfOthers { path, owner, mode } => Self::PinsOfOthers { path, owner, mode },
             PinError::Pin { path, error } => Self::Pin { path, error },
         }
     }
@@ -341,7 +342,9 @@ impl Datapath {
         for program in Program::ALL {
             link::classifier(&mut ebpf, program)?
                 .load()
-                .map_err(|error| feature::missing().unwrap_or_else(|| load_error(&error)))?;
+                .map_err(|error| {
+                    feature::missing().unwrap_or_else(|| load_error(program.name(), &error))
+                })?;
         }
         let relay_flows = RelayFlows::adopt(
             Table::new("RELAY_FLOWS", ebpf.take_map("RELAY_FLOWS"))?,
@@ -443,19 +446,9 @@ fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
     }
 }
 
-/// The verifier's log may have megabytes; the reason is at its end.
-fn load_error(error: &dyn std::error::Error) -> DatapathError {
-    const LOG_LINES: usize = 6;
-    tracing::debug!(%error, "kernel programs refused");
-    let text = chain(error);
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = lines.get(lines.len().saturating_sub(LOG_LINES)..);
-    DatapathError::Load(match (lines.first(), tail) {
-        (Some(first), Some(tail)) if lines.len() > LOG_LINES => {
-            format!("{first} .. {}", tail.join(" "))
-        }
-        _ => text,
-    })
+fn load_error(name: &str, error: &dyn std::error::Error) -> DatapathError {
+    tracing::debug!(name, %error, "kernel programs refused");
+    DatapathError::Load(refusal(name, error))
 }
 
 /// Locks a mutex. A holder that panicked leaves the kernel's state intact, so poisoning is ignored.

@@ -17,9 +17,8 @@
 //! removed: this agent would misread their state, and their programs would process each packet a
 //! second time.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use common::maps::LAYOUT_VERSION;
@@ -44,13 +43,9 @@ impl Pins {
     pub(super) fn open(root: &Path) -> Result<Self, DatapathError> {
         check_file_system(root)?;
         let (maps, links) = directories(root);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&links)
-            .map_err(pin_error(&links))?;
+        pins::create_directory(&links)?;
         for directory in [root, &maps, &links] {
-            check_owner(directory, directory == root)?;
+            pins::check_owner(directory, directory == root)?;
         }
         Self::lock(root)
     }
@@ -150,24 +145,6 @@ fn check_file_system(root: &Path) -> Result<(), DatapathError> {
     } else {
         Err(DatapathError::NoBpfFs(root.to_owned()))
     }
-}
-
-/// Fails unless only this user can create pins in a directory: a pin decides which map the programs
-/// read. With `may_be_shared`, other users may have files of their own in a sticky directory.
-fn check_owner(directory: &Path, may_be_shared: bool) -> Result<(), DatapathError> {
-    let found = fs::symlink_metadata(directory).map_err(pin_error(directory))?;
-    let mode = found.mode() & 0o7777;
-    // Default mode of a BPF file system mount.
-    let is_sticky = may_be_shared && mode & 0o1000 != 0;
-    let is_own = found.uid() == nix::unistd::geteuid().as_raw();
-    if found.is_dir() && is_own && (mode & 0o022 == 0 || is_sticky) {
-        return Ok(());
-    }
-    Err(DatapathError::PinsOfOthers {
-        path: directory.to_owned(),
-        owner: found.uid(),
-        mode,
-    })
 }
 
 fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError + use<> {

@@ -41,6 +41,9 @@ const ARGUMENT_AT: Option<usize> = cfg_select! {
     _ => None,
 };
 
+/// Name of the object in messages.
+const OBJECT: &str = "reads";
+
 /// Counter of what one thread reads from one TAP; dropping the value stops it.
 pub struct OwnReads {
     reads: Table<u32, u64>,
@@ -64,7 +67,7 @@ impl Datapath {
         })?;
         let mut programs = lock(&self.inner.loader)
             .load(object::READS)
-            .map_err(|error| load_error(&error))?;
+            .map_err(|error| load_error(OBJECT, &error))?;
         let mut readers: Array<MapData, Reader> = convert("READER", programs.take_map("READER"))?;
         readers
             .set(0, reader, 0)
@@ -78,10 +81,10 @@ impl Datapath {
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or(DatapathError::Layout { name })?;
-            program.load().map_err(|error| load_error(&error))?;
+            program.load().map_err(|error| load_error(name, &error))?;
             program
                 .attach(tracepoint)
-                .map_err(|error| load_error(&error))?;
+                .map_err(|error| load_error(name, &error))?;
         }
         Ok(OwnReads {
             reads,

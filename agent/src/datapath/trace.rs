@@ -119,7 +119,7 @@ impl Datapath {
         for program in Program::ALL {
             link::classifier(&mut other, program)?
                 .load()
-                .map_err(|error| load_error(&error))?;
+                .map_err(|error| load_error(program.name(), &error))?;
         }
         let ring = convert("TRACE", other.take_map("TRACE"))?;
         let cpus = convert("TRACE_CPU", other.take_map("TRACE_CPU"))?;

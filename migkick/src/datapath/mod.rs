@@ -39,9 +39,9 @@ use common::mat::counter::Counter;
 use common::mat::maps::{Held, Node};
 use common::mat::neutral::difference;
 use common::mat::translate::{address, mac, words};
-use linux::bpf::link::chain;
 use linux::bpf::pins::PinError;
 use linux::bpf::record;
+use linux::bpf::refusal::refusal;
 use linux::packet_socket::PacketSocket;
 use netlink_packet_route::route::RouteMessage;
 
@@ -87,6 +87,19 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
+    /// Another user can add or replace pins in the directory.
+    #[error(
+        "Others can change what is in {0} (owner {owner}, mode {mode:o}), and so what the kernel programs do; run `rm -r {0}` and start migkick again",
+        path.display()
+    )]
+    PinsOfOthers {
+        /// Directory with the wrong owner or mode.
+        path: PathBuf,
+        /// User ID of its owner.
+        owner: u32,
+        /// Permission bits of the directory, as in `chmod`.
+        mode: u32,
+    },
     /// A pin cannot be created, read or removed.
     #[error("Cannot use {}; run migkick as root", path.display())]
     Pin {
@@ -131,6 +144,7 @@ impl From<PinError> for DatapathError {
     fn from(error: PinError) -> Self {
         match error {
             PinError::InUse(_) => Self::InUse,
+            PinError::OfOthers { path, owner, mode } => Self::PinsOfOthers { path, owner, mode },
             PinError::Pin { path, error } => Self::Pin {
                 path,
                 source: error,
@@ -509,16 +523,6 @@ fn mask(hoa: Ipv6Addr, (prefix, length): (Ipv6Addr, u8)) -> Result<Ipv6Addr, Dat
     }
 }
 
-/// The verifier's log may have megabytes; the reason is at its end.
-fn load_error(error: &dyn std::error::Error) -> DatapathError {
-    const LOG_LINES: usize = 6;
-    let text = chain(error);
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = lines.get(lines.len().saturating_sub(LOG_LINES)..);
-    DatapathError::Load(match (lines.first(), tail) {
-        (Some(first), Some(tail)) if lines.len() > LOG_LINES => {
-            format!("{first} .. {}", tail.join(" "))
-        }
-        _ => text,
-    })
+fn load_error(name: &str, error: &dyn std::error::Error) -> DatapathError {
+    DatapathError::Load(refusal(name, error))
 }

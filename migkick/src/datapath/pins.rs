@@ -74,7 +74,10 @@ impl Pins {
         }
         let root = Path::new(ROOT);
         let directory = pins::directory_of(root, LAYOUT_VERSION);
-        fs::create_dir_all(&directory).map_err(PinError::of(&directory))?;
+        pins::create_directory(&directory)?;
+        for directory in [root, &directory] {
+            pins::check_owner(directory, false)?;
+        }
         Ok(Self {
             _lock: Lock::take(root, LAYOUT_VERSION)?,
             directory,
@@ -89,11 +92,11 @@ impl Pins {
         }
         let mut ebpf = loader
             .load(object::GUEST)
-            .map_err(|error| load_error(&error))?;
+            .map_err(|error| load_error("the maps", &error))?;
         for program in Program::ALL {
             classifier(&mut ebpf, program)?
                 .load()
-                .map_err(|error| load_error(&error))?;
+                .map_err(|error| load_error(program.name(), &error))?;
         }
         Ok(ebpf)
     }

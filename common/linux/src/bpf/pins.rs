@@ -8,8 +8,9 @@
 //! Pins of another layout are removed: this process would misread their state, and their programs
 //! would process each packet a second time.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -23,6 +24,16 @@ pub enum PinError {
     /// Another process holds the lock.
     #[error("Another process uses the pins under {}", .0.display())]
     InUse(PathBuf),
+    /// Another user can add or replace pins in the directory.
+    #[error("Others can change what is in {} (owner {owner}, mode {mode:o})", path.display())]
+    OfOthers {
+        /// Directory with the wrong owner or mode.
+        path: PathBuf,
+        /// User ID of its owner.
+        owner: u32,
+        /// Permission bits of the directory, as in `chmod`.
+        mode: u32,
+    },
     /// A pin cannot be created, read or removed.
     #[error("Cannot use the pin {}: {error}", path.display())]
     Pin {
@@ -53,6 +64,39 @@ pub fn is_on_bpf_fs(path: &Path) -> bool {
 /// Returns the directory of a layout under a root.
 pub fn directory_of(root: &Path, layout: u32) -> PathBuf {
     root.join(format!("v{layout}"))
+}
+
+/// Creates a directory, and those above it, for this user only. An existing directory stays as it is.
+///
+/// # Errors
+///
+/// [`PinError::Pin`].
+pub fn create_directory(directory: &Path) -> Result<(), PinError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(directory).map_err(PinError::of(directory))
+}
+
+/// Fails unless only this user can create pins in a directory: a pin decides which map the programs
+/// read. With `may_be_shared`, other users may have files of their own in a sticky directory.
+///
+/// # Errors
+///
+/// [`PinError::OfOthers`] or [`PinError::Pin`].
+pub fn check_owner(directory: &Path, may_be_shared: bool) -> Result<(), PinError> {
+    let found = fs::symlink_metadata(directory).map_err(PinError::of(directory))?;
+    let mode = found.mode() & 0o7777;
+    // Default mode of a BPF file system mount.
+    let is_sticky = may_be_shared && mode & 0o1000 != 0;
+    let is_own = found.uid() == nix::unistd::geteuid().as_raw();
+    if found.is_dir() && is_own && (mode & 0o022 == 0 || is_sticky) {
+        return Ok(());
+    }
+    Err(PinError::OfOthers {
+        path: directory.to_owned(),
+        owner: found.uid(),
+        mode,
+    })
 }
 
 /// Lock on the pins under a root, held until the value is dropped.
@@ -143,11 +187,48 @@ pub fn remove_link(path: &Path) -> Result<(), PinError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
     fn only_directories_of_layouts_are_removed() {
         assert!(["v1", "v10"].into_iter().all(is_layout));
         assert!(!["v", "v1x", "links", "1"].into_iter().any(is_layout));
+    }
+
+    #[test]
+    fn directory_in_which_others_can_create_pins_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("pins").join("v1");
+        create_directory(&directory).unwrap();
+        check_owner(&directory, false).unwrap();
+        let set_mode = |mode| {
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for mode in [0o770, 0o707, 0o777] {
+            set_mode(mode);
+            let refused = check_owner(&directory, true);
+            let Err(PinError::OfOthers { mode: found, .. }) = refused else {
+                panic!("{mode:o}: {refused:?}");
+            };
+            assert_eq!(found, mode);
+        }
+        set_mode(0o1777);
+        check_owner(&directory, true).unwrap();
+        assert!(check_owner(&directory, false).is_err());
+    }
+
+    #[test]
+    fn link_to_a_directory_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("v1");
+        create_directory(&directory).unwrap();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&directory, &link).unwrap();
+        assert!(matches!(
+            check_owner(&link, false),
+            Err(PinError::OfOthers { .. })
+        ));
     }
 }
