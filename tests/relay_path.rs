@@ -154,6 +154,23 @@ fn xdp_delivers_too_what_has_finished_checksums() {
 
 #[test]
 fn xdp_keeps_to_its_hook_when_the_mtu_is_raised_and_restores_jumbo_packets() {
+    restore_jumbo_packets_by_xdp(|path, attach| {
+        let agent = attach();
+        path.raise_mtu();
+        agent
+    });
+}
+
+#[test]
+fn xdp_is_attached_to_an_uplink_with_jumbo_frames_and_restores_them() {
+    restore_jumbo_packets_by_xdp(|path, attach| {
+        path.raise_mtu();
+        attach()
+    });
+}
+
+/// Restores packets of 9000 bytes by XDP. `start` raises the MTU, and attaches the programs.
+fn restore_jumbo_packets_by_xdp(start: impl Fn(&Path, &dyn Fn() -> Datapath) -> Datapath + Sync) {
     if !privileged() {
         return;
     }
@@ -161,8 +178,8 @@ fn xdp_keeps_to_its_hook_when_the_mtu_is_raised_and_restores_jumbo_packets() {
     Path::offload(&path.transit, "t1", false);
     let relayed = Path::relayed(AGENT);
     path.host.run_with_bpffs(|agent_bpffs| {
-        let agent = path.agent(agent_bpffs, Some(UplinkHook::XdpNative), &relayed);
-        path.raise_mtu();
+        let attach = || path.agent(agent_bpffs, Some(UplinkHook::XdpNative), &relayed);
+        let agent = start(&path, &attach);
         assert_eq!(uplink_hook(&agent), Hook::XdpNative);
         path.relay.run_with_bpffs(|relay_bpffs| {
             let relay = path.relay(relay_bpffs, &relayed);

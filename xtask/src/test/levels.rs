@@ -160,6 +160,7 @@ pub(crate) const QUICK: &[Selection] = &[
         &[
             "tc_is_chosen_where_checksums_may_not_be_finished",
             "xdp_keeps_to_its_hook_when_the_mtu_is_raised_and_restores_jumbo_packets",
+            "xdp_is_attached_to_an_uplink_with_jumbo_frames_and_restores_them",
         ],
     ),
     only(
