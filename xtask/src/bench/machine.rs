@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use crate::host::{MEMORY_MIB, show};
-use crate::run::release_build;
+use crate::run::go_on_delivered;
 
 /// Time limit until the machine and the lab in it are ready.
 const BOOT: Duration = Duration::from_secs(30 * 60);
@@ -42,7 +42,8 @@ impl Place {
         let Some(kernel) = &self.host else {
             return Ok(None);
         };
-        release_build()?;
+        // The machine boots the programs beside this one, and runs this one.
+        go_on_delivered()?;
         let output = TempDir::new().context("Failed to create a directory for the report")?;
         let machine = Machine {
             kernel: kernel.clone(),
