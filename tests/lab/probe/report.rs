@@ -123,6 +123,10 @@ pub struct RunRow {
     /// number of doubled packets, a negative number the least number of lost packets.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub surplus: Option<i64>,
+    /// Most packets that the VM lost because QEMU read them while the VM did not run, by the source's
+    /// record, if the migration was cancelled.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub thrown_away_at_most: Option<u64>,
     /// Longest gap between answers in the TCP session that a correspondent opened to the guest's
     /// permanent address. This field and the next ones exist only with unicast mobility.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -1,8 +1,10 @@
 //! One migration of one guest by `migkick`, an operator or virsh, and the durations of its phases.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use super::agents::AgentOptions;
@@ -12,9 +14,18 @@ use crate::probe::metrics::Arrival;
 use crate::probe::picture::Phase;
 use crate::probe::report::RunRow;
 use crate::vms::Vms;
+use crate::{machine, wait};
 
 /// Longest wait for a line of `migkick go`, and for its end.
 const MOVE: Duration = Duration::from_secs(120);
+/// Label of the log of migrations that are cancelled.
+const CANCELLED: &str = "cancelled";
+/// Time for which the destination's QEMU stands still, and for which it copies, by turns. The agent
+/// must hear of the VM's stop in the first one, and libvirt needs longer than the second one to resume
+/// the VM.
+const FROZEN: Duration = Duration::from_millis(200);
+const FROZEN_INSIDE: Duration = Duration::from_secs(2);
+const COPYING: Duration = Duration::from_millis(20);
 
 /// Who requests the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +40,16 @@ pub enum Mover {
     /// `virsh migrate` without `--p2p`: virsh connects to both libvirtds, and the libvirtds do not
     /// connect to each other. libvirt has no job until the destination is prepared.
     VirshDirect,
+    /// `roamcast migrate` by an operator. QEMU at the destination dies after the VM has stopped, and
+    /// the VM resumes at its source host.
+    Cancelled,
+}
+
+impl Mover {
+    /// Returns true if the VM runs at the destination host in the end.
+    pub(super) fn arrives(self) -> bool {
+        self != Self::Cancelled
+    }
 }
 
 /// A guest, and the source and the destination of its migration.
@@ -51,6 +72,7 @@ impl Journey<'_> {
             Mover::Operator => self.by_operator(),
             Mover::Virsh => self.by_virsh(&["--p2p"]),
             Mover::VirshDirect => self.by_virsh(&[]),
+            Mover::Cancelled => self.cancelled(),
         }
     }
 
@@ -80,6 +102,48 @@ impl Journey<'_> {
         let agents = self.testbed.running_agents()?;
         from.output(&mut agents.command(from, &["migrate", self.domain, to.name()]))?;
         self.recorded()
+    }
+
+    /// Kills the destination's QEMU after the VM has stopped. Until then the destination's QEMU
+    /// stands still most of the time, so the VM cannot resume there.
+    fn cancelled(&self) -> Result<Times> {
+        let (from, to) = self.hosts();
+        let agents = self.testbed.running_agents()?;
+        let started = Instant::now();
+        let migrate = agents.command(from, &["migrate", self.domain, to.name()]);
+        let printed = || fs::read_to_string(from.log_path(CANCELLED)).unwrap_or_default();
+        let earlier = printed().len();
+        let mut operator = from.spawn(CANCELLED, migrate)?;
+        let is_in = |phase: &str| {
+            let log = printed();
+            let new = log.get(earlier..)?;
+            new.lines().any(|line| line == phase).then_some(())
+        };
+        wait::until("the copy to start", MOVE, || is_in("copying"))?;
+        let qemu = to.qemu(self.domain)?;
+        let frozen = if machine::inside() {
+            FROZEN_INSIDE
+        } else {
+            FROZEN
+        };
+        while started.elapsed() < MOVE {
+            kill(qemu, Signal::SIGSTOP).context("Failed to stop QEMU")?;
+            // The agent knows at once that the VM has stopped.
+            if wait::until("the VM to stop", frozen, || is_in("switching")).is_ok() {
+                kill(qemu, Signal::SIGKILL).context("Failed to kill QEMU")?;
+                operator.wait(MOVE)?;
+                return Ok(Times {
+                    total_ms: started.elapsed().as_secs_f64() * 1e3,
+                    ..Times::default()
+                });
+            }
+            kill(qemu, Signal::SIGCONT).context("Failed to continue QEMU")?;
+            let ended = wait::until("the migration to end", COPYING, || {
+                operator.try_wait().ok().flatten()
+            });
+            ensure!(ended.is_err(), "The migration ended: {}", printed());
+        }
+        bail!("The VM did not stop")
     }
 
     /// Returns the records of both agents about the domain's last migration, the source's first;

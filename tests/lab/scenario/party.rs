@@ -217,7 +217,7 @@ impl Party {
         Ok(Self { viewers, senders })
     }
 
-    /// Migrates every guest to the other VM host, all at the same time.
+    /// Migrates every guest to the other VM host, all at the same time, or has all cancelled.
     pub(super) fn go(&mut self, testbed: &Testbed, mover: Mover) -> Result<()> {
         let has_agents = testbed.agents.is_some();
         if has_agents {
@@ -228,19 +228,26 @@ impl Party {
         let (times, watched) = self.watch(testbed, |party| party.travel(testbed, mover))?;
         for ((viewer, times), watched) in self.viewers.iter_mut().zip(times).zip(watched) {
             let to = 1 - viewer.at;
-            let host = &testbed.lab().vms()[to];
+            let end = if mover.arrives() { to } else { viewer.at };
+            let host = &testbed.lab().vms()[end];
             ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
-            let mode = has_agents
-                .then(|| measure::mode(testbed, to, &viewer.streams.addresses()))
-                .transpose()?;
             let records = viewer.journey(testbed).records()?;
-            viewer.at = to;
-            let row = RunRow {
-                baseline: !has_agents,
-                is_promised: testbed.promises(mover, to, viewer.streams.iter()),
-                mode,
-                ..times.row()
+            let row = if mover.arrives() {
+                let addresses = viewer.streams.addresses();
+                let mode = has_agents.then(|| measure::mode(testbed, to, &addresses));
+                RunRow {
+                    baseline: !has_agents,
+                    is_promised: testbed.promises(mover, to, viewer.streams.iter()),
+                    mode: mode.transpose()?,
+                    ..times.row()
+                }
+            } else {
+                RunRow {
+                    thrown_away_at_most: records[0]["thrown_away_at_most"].as_u64(),
+                    ..times.row()
+                }
             };
+            viewer.at = end;
             viewer.note(testbed, watched, records, row);
         }
         Ok(())

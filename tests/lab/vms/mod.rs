@@ -89,6 +89,22 @@ impl Vms {
             .then_some(pid)
     }
 
+    /// Returns the process id of a domain's QEMU.
+    ///
+    /// # Errors
+    ///
+    /// When libvirtd has started no QEMU for the domain.
+    pub fn qemu(&self, domain: &str) -> Result<Pid> {
+        let path = self
+            .directory()
+            .join(format!("run/libvirt/qemu/{domain}.pid"));
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{domain} has no QEMU on {}", self.name()))?;
+        let pid = text.trim().parse();
+        let pid = pid.with_context(|| format!("{} has no process id", path.display()))?;
+        Ok(Pid::from_raw(pid))
+    }
+
     /// Makes libvirtd look for its hooks again (SIGHUP).
     ///
     /// # Errors

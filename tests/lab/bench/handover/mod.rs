@@ -166,7 +166,7 @@ pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<H
             tell(&Progress { done, of, what });
             done += 1;
         };
-        let mut testbed = Testbed::up(case.lab(), 128, Some(config.agents))?;
+        let mut testbed = Testbed::up(case.lab(), 128, Some(case.agents(config.agents)))?;
         testbed.read_nics_by(config.driver);
         report.accelerator = testbed.domain().accelerator.name().to_owned();
         let rate_mbps = config.rate_mbps;
@@ -348,6 +348,26 @@ mod tests {
         assert!(unicast(gap(60.0)));
         assert!(!unicast(gap(600.0)));
         assert!(!unicast(whole()));
+    }
+
+    #[test]
+    fn cancelled_move_may_lose_what_its_record_names() {
+        let is_exact = |lost, thrown_away_at_most| {
+            Case::Cancelled.is_exact(&RunRow {
+                lost,
+                thrown_away_at_most,
+                ..whole()
+            })
+        };
+        assert!(is_exact(0, Some(0)));
+        assert!(is_exact(2, Some(2)));
+        assert!(!is_exact(3, Some(2)));
+        assert!(!is_exact(1, None));
+        assert!(!Case::Native.is_exact(&RunRow {
+            lost: 1,
+            thrown_away_at_most: Some(1),
+            ..whole()
+        }));
     }
 
     #[test]
