@@ -2,6 +2,8 @@ use super::*;
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec;
+
+use crate::mat::MAX_MOAS;
 use proptest::prelude::*;
 
 fn request() -> AgentRequest {
@@ -85,7 +87,7 @@ fn ready_with_all_fields_survives_the_wire() {
     let ready = MigrationReady {
         address: Some([1; 16].into()),
         mac: Some([2; 6].into()),
-        forward: vec![[3; 16].into(); crate::mat::MAX_MOAS],
+        forward: vec![[3; 16].into(); MAX_MOAS],
         forward_s: 60,
         translate: true,
     };
@@ -100,7 +102,7 @@ fn claim_and_its_reply_survive_the_wire_between_agents_only() {
         address: [1; 16].into(),
         mac: [2; 6].into(),
         quarantine_s: 60,
-        translate: vec![[3; 16].into(); crate::mat::MAX_MOAS],
+        translate: vec![[3; 16].into(); MAX_MOAS],
         translate_s: 60,
     };
     let bytes = PeerMessage::from(claim.clone()).encode(9);
@@ -198,6 +200,51 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
         let reason = "x".repeat(length);
         PeerMessage::from(MigrationAbort(Reason::unspecified(reason)))
     };
+    let subscription = |sources: usize, flows: usize| {
+        let flow = KnownFlow {
+            source: [1; 16].into(),
+            source_port: 1,
+            destination_port: 2,
+        };
+        PeerMessage::from(RelayRequest {
+            multicast_address: [0xff; 16].into(),
+            filter_mode: 1,
+            sources: vec![[1; 16].into(); sources],
+            agent_address: [2; 16].into(),
+            flows: vec![flow; flows],
+        })
+    };
+    let claim = |moas: usize| {
+        PeerMessage::from(AddressClaim {
+            migration: 3,
+            address: [1; 16].into(),
+            mac: [2; 6].into(),
+            quarantine_s: 60,
+            translate: vec![[3; 16].into(); moas],
+            translate_s: 60,
+        })
+    };
+    let register = |ranges: usize| {
+        let range = AddressRange {
+            address: [0xff; 16].into(),
+            length: 8,
+        };
+        PeerMessage::from(Register {
+            role: Role::Relay,
+            address: [1; 16].into(),
+            site: "a".to_string(),
+            serves: vec![range; ranges],
+        })
+    };
+    let found = |relays: usize| {
+        let relay = KnownRelay {
+            name: "r".to_string(),
+            address: [1; 16].into(),
+        };
+        PeerMessage::from(RelaySearchReply {
+            relays: vec![relay; relays],
+        })
+    };
     let listener = request().listeners[0].clone();
     let cases: Vec<(usize, Message)> = vec![
         (MAX_LISTENERS, Box::new(move |n| response(n).into())),
@@ -229,6 +276,11 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
             Box::new(move |n| cut(vec![nic(1, n)])),
         ),
         (MAX_RELAY_FLOWS, Box::new(relay)),
+        (MAX_SOURCES, Box::new(move |n| subscription(n, 0))),
+        (MAX_RELAY_FLOWS, Box::new(move |n| subscription(0, n))),
+        (MAX_MOAS, Box::new(claim)),
+        (MAX_NAMED, Box::new(register)),
+        (MAX_NAMED, Box::new(found)),
     ];
     for (number, (most, message)) in cases.iter().enumerate() {
         let (fits, exceeds) = (message(*most), message(most + 1).encode(9));
@@ -241,6 +293,34 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
             PeerMessage::decode(&exceeds),
             Err(DecodeError::Malformed),
             "case {number}"
+        );
+    }
+}
+
+#[test]
+fn lists_of_vms_are_read_up_to_their_bounds_and_refused_beyond() {
+    let ready = |moas: usize| {
+        VmMessage::from(MigrationReady {
+            forward: vec![[3; 16].into(); moas],
+            ..MigrationReady::default()
+        })
+    };
+    let reply = |hosts: usize| {
+        VmMessage::from(AgentSearchReply {
+            agent: "a".to_string(),
+            domain: "d".to_string(),
+            destinations: vec!["h".to_string(); hosts],
+        })
+    };
+    let cases: [(usize, &dyn Fn(usize) -> VmMessage); 2] =
+        [(MAX_MOAS, &ready), (MAX_NAMED, &reply)];
+    for (most, message) in cases {
+        let fits = message(most);
+        assert_eq!(VmMessage::decode(&fits.encode(9)), Ok((9, fits)), "{most}");
+        assert_eq!(
+            VmMessage::decode(&message(most + 1).encode(9)),
+            Err(DecodeError::Malformed),
+            "{most}"
         );
     }
 }
