@@ -1,11 +1,6 @@
 //! With the feature `programs`, builds the kernel programs of the host into `OUT_DIR/host`, those that tell their decisions into
 //! `OUT_DIR/host_traced`, and those that count what QEMU reads into `OUT_DIR/reads`.
 
-#![allow(unsafe_code, reason = "setting an environment variable is unsafe")]
-
-#[path = "../agent-ebpf/build/embed.rs"]
-mod embed;
-
 fn main() -> anyhow::Result<()> {
     // Mapping and migration control servers have no kernel programs, and need no compiler for them.
     if std::env::var_os("CARGO_FEATURE_PROGRAMS").is_none() {

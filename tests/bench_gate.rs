@@ -9,23 +9,6 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/frame.rs"]
-mod frame;
-#[path = "support/gate.rs"]
-mod gate;
-#[path = "support/host.rs"]
-mod host;
-#[path = "support/netns.rs"]
-mod netns;
-#[path = "support/relay.rs"]
-mod relay;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/tap.rs"]
-mod tap;
-#[path = "support/wire.rs"]
-mod wire;
-
 use std::fs::File;
 use std::io::Write as _;
 use std::process::Command;
@@ -33,15 +16,16 @@ use std::time::Instant;
 
 use common::counter::Counter;
 use common::maps::RECORDS_PER_SLOT;
-use frame::Frame;
-use gate::Gated;
-use host::{LIMITS, config};
-use netns::Namespace;
-use relay::Relayed;
+use common::testing::frame::Frame;
 use roamcast::datapath::Datapath;
 use serde::Serialize;
-use support::Kernel;
-use wire::Wire;
+use support::gate::Gated;
+use support::host::{LIMITS, config};
+use support::kernel::Kernel;
+use support::netns::Namespace;
+use support::relay::Relayed;
+use support::tap;
+use support::wire::Wire;
 
 /// Runs per measurement; the frames held by all of them fit into `HELD`.
 const RUNS: u32 = 4000;

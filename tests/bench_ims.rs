@@ -11,9 +11,6 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/ims.rs"]
-mod ims;
-
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Write as _};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
@@ -23,13 +20,13 @@ use std::time::{Duration, Instant};
 
 use common::mat::key::{Key, Secret};
 use common::mat::message::{LookupRequest, MatMessage};
-use ims::{Files, SECRET, Server, hoa, moa, opened, sealed, update_request, wall_ms};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn6, recvmmsg, sendmmsg};
 use nix::unistd::Pid;
 use roamcast::proto::ims::{MappingStore as _, Record, Write};
 use roamcast::runtime::ims::store::Store;
 use serde::Serialize;
+use support::ims::{Files, SECRET, Server, hoa, moa, opened, sealed, update_request, wall_ms};
 
 const PORT: u16 = 47413;
 /// Number of the node that looks up.

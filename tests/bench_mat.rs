@@ -14,11 +14,6 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/mat_net.rs"]
-mod mat_net;
-#[path = "support/netns.rs"]
-mod netns;
-
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -26,11 +21,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::bench::{Samples, ratio};
-use mat_net::{Moas, Net};
-use netns::command;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
+use support::mat_net::{Moas, Net};
+use support::netns::{self, command};
 
 /// Measuring time per path and round.
 const TIME: Duration = Duration::from_millis(400);

@@ -13,16 +13,12 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/mat_frame.rs"]
-mod mat_frame;
-#[path = "support/mat_world.rs"]
-mod mat_world;
-
 use std::fs::File;
 use std::io::Write as _;
 
-use mat_world::{Kernel, World, parse};
 use serde::Serialize;
+use support::mat_frame;
+use support::mat_world::{Kernel, World, parse};
 
 /// Runs per measurement.
 const RUNS: u32 = 200_000;

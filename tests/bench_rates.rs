@@ -19,13 +19,6 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/host.rs"]
-mod host;
-#[path = "support/netns.rs"]
-mod netns;
-#[path = "support/tap.rs"]
-mod tap;
-
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
@@ -34,9 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{LIMITS, config, group};
 use lab::main_loop::{HeldUp, MainLoop};
-use netns::Namespace;
 use nix::sys::prctl::set_timerslack;
 use roamcast::clock::now;
 use roamcast::config::Handover;
@@ -48,6 +39,9 @@ use roamcast::runtime::agent::gates::Gates;
 use roamcast::runtime::trace::Replays;
 use serde::Serialize;
 use socket2::SockRef;
+use support::host::{LIMITS, config, group};
+use support::netns::Namespace;
+use support::tap;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 

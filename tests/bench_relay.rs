@@ -4,19 +4,12 @@
 //! `cargo xtask bench relay|replicate` runs this program and shows the result. The program prints
 //! its progress as JSON and writes the result to a file.
 
-#[path = "bench_relay/mod.rs"]
-mod bench_relay;
-#[path = "support/netns.rs"]
-mod netns;
-#[path = "support/tap.rs"]
-mod tap;
-
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use bench_relay::Options;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
+use support::bench_relay::{self, Options};
 
 /// Measured part of the path.
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -13,13 +13,6 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/frame.rs"]
-mod frame;
-#[path = "support/relay.rs"]
-mod relay;
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs::File;
 use std::io::Write as _;
 use std::process::Command;
@@ -27,9 +20,9 @@ use std::time::Duration;
 
 use common::maps::{Managed, ManagedKey, Origins, RelayStream, SubscriberKey};
 use common::relay::Endpoints;
-use relay::Relayed;
 use serde::Serialize;
-use support::Kernel;
+use support::kernel::Kernel;
+use support::relay::Relayed;
 
 /// Runs per measurement.
 const RUNS: u32 = 200_000;

@@ -11,11 +11,6 @@
     reason = "a bench that can't run has to stop"
 )]
 
-#[path = "support/frame.rs"]
-mod frame;
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
@@ -23,12 +18,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::maps::{FilterMode, Listener, ListenerKey};
-use frame::{Frame, record};
+use common::testing::frame::{self, Frame, record};
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::{LabConfig, wait};
 use serde::Serialize;
-use support::Kernel;
+use support::kernel::Kernel;
 
 const RUNS: u32 = 200_000;
 /// Events that fit into the ring buffer, so that no run meets a full buffer.

@@ -38,11 +38,9 @@ pub const TARGETS: &[Target] = &[
 ];
 
 #[cfg(test)]
-#[path = "../../tests/support/corpus.rs"]
-mod corpus;
-
-#[cfg(test)]
 mod tests {
+    use common::testing::corpus;
+
     use super::*;
 
     #[test]

@@ -54,11 +54,9 @@ fn finish(frame: &mut [u8], start: usize) {
 }
 
 #[cfg(test)]
-#[path = "../../tests/support/corpus.rs"]
-mod corpus;
-
-#[cfg(test)]
 mod tests {
+    use crate::testing::corpus;
+
     use super::*;
 
     #[test]

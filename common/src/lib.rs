@@ -26,14 +26,13 @@
 //! | [`heartbeat`] | timing of watchdog notifications | agent, `migkick` |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
 //! | `fuzz` | properties that hold for any input | tests |
+//! | `testing` | frames and listener tables that tests share (feature `testing`) | tests |
 
 #![no_std]
 
 #[cfg(feature = "user")]
 extern crate alloc;
-#[cfg(any(test, fuzzing))]
-extern crate self as common;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, fuzzing, feature = "testing"))]
 extern crate std;
 
 pub mod backoff;
@@ -55,9 +54,8 @@ pub mod relay;
 #[cfg(feature = "user")]
 pub mod signal;
 pub mod snoop;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub mod testing;
 pub mod text;
 pub mod trace;
 pub mod wire;
-
-#[cfg(any(test, fuzzing))]
-mod testing;

@@ -1,6 +1,11 @@
-//! Fixtures that unit tests and integration tests share.
+//! Fixtures that the tests of several crates share (feature `testing`).
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`frame`] | frames of a guest, field by field, without the parsers that they test |
+//! | [`store`] | listener tables in memory |
+//! | [`corpus`] | fuzzing results as ordinary tests |
 
-#[path = "../../tests/support/frame.rs"]
-pub(crate) mod frame;
-#[path = "../../tests/support/store.rs"]
-pub(crate) mod store;
+pub mod corpus;
+pub mod frame;
+pub mod store;

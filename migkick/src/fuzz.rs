@@ -17,11 +17,9 @@ pub const TARGETS: &[Target] = &[
 ];
 
 #[cfg(test)]
-#[path = "../../tests/support/corpus.rs"]
-mod corpus;
-
-#[cfg(test)]
 mod tests {
+    use common::testing::corpus;
+
     use super::*;
 
     #[test]

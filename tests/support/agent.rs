@@ -1,16 +1,5 @@
 //! The program `roamcast agent` on a bridge in a namespace, with invented domains in libvirt's
 //! `test` driver.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -30,15 +19,15 @@ use super::liar::Liar;
 use super::netns::wait_for;
 
 /// Address on which the agent listens for peers.
-pub(crate) const ADDRESS: (Ipv6Addr, u16) = (Ipv6Addr::LOCALHOST, 47411);
+pub const ADDRESS: (Ipv6Addr, u16) = (Ipv6Addr::LOCALHOST, 47411);
 
 /// Returns the UUID of a numbered domain.
-pub(crate) const fn uuid(number: u8) -> [u8; 16] {
+pub const fn uuid(number: u8) -> [u8; 16] {
     [number; 16]
 }
 
 /// Returns the XML of a running domain with one NIC.
-pub(crate) fn domain(name: &str, number: u8, tap: &str, mac: [u8; 6]) -> String {
+pub fn domain(name: &str, number: u8, tap: &str, mac: [u8; 6]) -> String {
     let hex: String = uuid(number)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -54,14 +43,14 @@ pub(crate) fn domain(name: &str, number: u8, tap: &str, mac: [u8; 6]) -> String 
 
 /// Files of agent `vms1`: certificates, configuration, socket, log.
 #[derive(Clone)]
-pub(crate) struct Files {
+pub struct Files {
     directory: Arc<TempDir>,
 }
 
 impl Files {
     /// Makes the files for an agent on bridge `br0` with pins below `bpffs`. `configuration` is
     /// appended to the necessary settings.
-    pub(crate) fn new(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
+    pub fn new(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
         let files = Self {
             directory: Arc::new(tempfile::tempdir().unwrap()),
         };
@@ -90,34 +79,35 @@ impl Files {
     }
 
     /// Appends to the configuration.
-    pub(crate) fn configure(&self, configuration: &str) {
+    pub fn configure(&self, configuration: &str) {
         let path = self.path("roamcast.toml");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(path, text + configuration).unwrap();
     }
 
     /// Opens the log for [`Agent::start_with`].
-    pub(crate) fn log_file(&self) -> Stdio {
+    pub fn log_file(&self) -> Stdio {
         Stdio::from(fs::File::create(self.path("log")).unwrap())
     }
 
     /// Returns the directory in which the certificates are made.
-    pub(crate) fn pki(&self) -> PathBuf {
+    pub fn pki(&self) -> PathBuf {
         self.path("pki")
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// Returns the path of a file by its name.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Starts the agent in the namespaces of the calling thread.
-    pub(crate) fn spawn(&self, stderr: Stdio) -> Agent {
+    pub fn spawn(&self, stderr: Stdio) -> Agent {
         let command = Command::new(binaries::path("roamcast").unwrap());
         self.spawn_by(command, stderr)
     }
 
     /// Starts the agent with a command that runs `roamcast`.
-    pub(crate) fn spawn_by(&self, mut command: Command, stderr: Stdio) -> Agent {
+    pub fn spawn_by(&self, mut command: Command, stderr: Stdio) -> Agent {
         let child = command
             .arg("agent")
             .arg("--config")
@@ -133,24 +123,24 @@ impl Files {
     }
 
     /// Returns the JSON of `roamcast status`, or `None` while the agent does not answer.
-    pub(crate) fn status(&self) -> Option<Value> {
+    pub fn status(&self) -> Option<Value> {
         self.query("status")
     }
 
     /// Returns the text of `roamcast status`.
-    pub(crate) fn table(&self) -> String {
+    pub fn table(&self) -> String {
         let output = self.command(&["status"]).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Returns one of the agent's tables as JSON.
-    pub(crate) fn query(&self, table: &str) -> Option<Value> {
+    pub fn query(&self, table: &str) -> Option<Value> {
         let output = self.command(&[table, "--json"]).output().unwrap();
         serde_json::from_slice(&output.stdout).ok()
     }
 
     /// Returns a `roamcast` command that asks the agent, with a short timeout.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.arg("20").arg(binaries::path("roamcast").unwrap());
         command.args(arguments).arg("--socket");
@@ -160,15 +150,16 @@ impl Files {
 }
 
 /// A running agent, killed on drop.
-pub(crate) struct Agent {
-    pub(crate) child: Child,
+pub struct Agent {
+    /// The agent's process.
+    pub child: Child,
     files: Files,
 }
 
 impl Agent {
     /// Starts an agent in the namespaces of the calling thread and waits until it has seen
     /// `domains`. `configuration` is appended to the necessary settings.
-    pub(crate) fn start(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
+    pub fn start(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
         let files = Files::new(bpffs, domains, configuration);
         let agent = files.spawn(files.log_file());
         wait_for("the agent", || {
@@ -181,26 +172,26 @@ impl Agent {
     }
 
     /// Starts the agent with these files, with its log in `stderr`, and waits until it answers.
-    pub(crate) fn start_with(files: &Files, stderr: Stdio) -> Self {
+    pub fn start_with(files: &Files, stderr: Stdio) -> Self {
         let agent = files.spawn(stderr);
         wait_for("the agent", || files.status());
         agent
     }
 
     /// Connects as a peer with that name.
-    pub(crate) fn peer(&self, name: &str) -> Liar {
+    pub fn peer(&self, name: &str) -> Liar {
         let files = issue(&self.files.pki(), name, Role::Agent);
         Liar::connect(SocketAddr::from(ADDRESS), "vms1", &files.ca, &files)
     }
 
     /// Returns a counter of the status.
-    pub(crate) fn counter(&self, name: &str) -> u64 {
+    pub fn counter(&self, name: &str) -> u64 {
         let status = self.status().expect("a status");
         status["counters"][name].as_u64().unwrap_or_default()
     }
 
     /// Returns the peak memory of the process, KiB.
-    pub(crate) fn peak_memory(&self) -> u64 {
+    pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:"));
         let number = line.and_then(|line| line.split_whitespace().nth(1));
@@ -208,7 +199,7 @@ impl Agent {
     }
 
     /// Returns the content of the log.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.files.path("log")).unwrap_or_default()
     }
 }
@@ -230,7 +221,7 @@ impl Drop for Agent {
 }
 
 /// Issues certificates of the signalling.
-pub(crate) fn issue(pki: &Path, name: &str, role: Role) -> TlsFiles {
+pub fn issue(pki: &Path, name: &str, role: Role) -> TlsFiles {
     let request = IssueRequest {
         name: name.to_owned(),
         role,

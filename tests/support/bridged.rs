@@ -1,49 +1,48 @@
 //! A TAP behind a bridge, and frames that enter the TAP.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 
 use common::maps::StreamKey;
+use common::testing::frame::{Frame, address};
 use roamcast::datapath::{Datapath, DatapathConfig};
 
-use super::frame::{Frame, address};
 use super::host::LIMITS;
 use super::netns::{Namespace, wait_for};
 use super::tap;
 use super::wire::Wire;
 
-pub(crate) const GROUP: &str = "ff3e:1::1234";
+/// Multicast address of the stream.
+pub const GROUP: &str = "ff3e:1::1234";
 /// Address of a scope that no gate processes.
 const PROBE: &str = "ff02::1234";
-pub(crate) const SOURCE: &str = "2001:db8::1";
+/// Source address of the stream.
+pub const SOURCE: &str = "2001:db8::1";
 
 /// A host with a TAP behind a bridge, which a sender can reach.
-pub(crate) struct Bridged {
-    pub(crate) host: Namespace,
+pub struct Bridged {
+    /// Namespace with the bridge and the TAP.
+    pub host: Namespace,
     /// Namespace of the sender, behind `up0`.
-    pub(crate) network: Namespace,
+    pub network: Namespace,
     /// One file per queue of the TAP.
-    pub(crate) taps: Vec<File>,
+    pub taps: Vec<File>,
     /// Bytes in front of each frame that is read from the TAP.
     header_bytes: usize,
-    pub(crate) ifindex: u32,
+    /// Interface index of the TAP.
+    pub ifindex: u32,
     /// Wire of the sender into the bridge.
-    pub(crate) sender: Wire,
+    pub sender: Wire,
 }
 
 impl Bridged {
-    pub(crate) fn new() -> Self {
+    /// Makes a TAP with one queue, as a program reads it.
+    pub fn new() -> Self {
         Self::with(|name| vec![tap::open(name)], 0)
     }
 
     /// Makes a TAP with this many queues, as vhost-net reads it.
-    pub(crate) fn with_queues(queues: usize) -> Self {
+    pub fn with_queues(queues: usize) -> Self {
         Self::with(|name| tap::open_queues(name, queues), tap::HEADER_BYTES)
     }
 
@@ -74,7 +73,7 @@ impl Bridged {
     }
 
     /// Returns the frames that came out of the TAP, as the VM would receive them.
-    pub(crate) fn received(&self) -> Vec<Vec<u8>> {
+    pub fn received(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut frame = vec![0; 65_536];
         for mut tap in &self.taps {
@@ -86,14 +85,14 @@ impl Bridged {
     }
 
     /// Sends a frame as the VM.
-    pub(crate) fn transmit(&self, frame: &[u8]) {
+    pub fn transmit(&self, frame: &[u8]) {
         let mut tap = &self.taps[0];
         let sent = tap.write(frame).unwrap();
         assert_eq!(sent, frame.len());
     }
 
     /// Waits until a frame comes out of the TAP. Returns the frames of the flow up to it.
-    pub(crate) fn received_up_to(&self, last: &[u8]) -> Vec<Vec<u8>> {
+    pub fn received_up_to(&self, last: &[u8]) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         wait_for("the last frame", || {
             frames.extend(self.received());
@@ -104,7 +103,7 @@ impl Bridged {
     }
 
     /// Attaches an agent's data path to the TAP.
-    pub(crate) fn attach(&self, config: &DatapathConfig) -> Datapath {
+    pub fn attach(&self, config: &DatapathConfig) -> Datapath {
         let datapath = Datapath::load(config).unwrap();
         datapath
             .attach_port(self.ifindex, "vnet0", &LIMITS)
@@ -113,11 +112,13 @@ impl Bridged {
     }
 }
 
-pub(crate) fn udp(payload: &[u8]) -> Vec<u8> {
+/// Returns a frame of the stream with this payload.
+pub fn udp(payload: &[u8]) -> Vec<u8> {
     Frame::udp(SOURCE, GROUP, (5000, 5004), payload).bytes()
 }
 
-pub(crate) fn stream(vlan: u16) -> StreamKey {
+/// Returns the key of the stream; VLAN 0 stands for untagged frames.
+pub fn stream(vlan: u16) -> StreamKey {
     StreamKey {
         multicast_address: address(GROUP),
         source: address(SOURCE),

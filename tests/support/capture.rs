@@ -1,15 +1,4 @@
 //! MLD messages captured with AF_PACKET and parsed by etherparse instead of Roamcast's own parser.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::io::Read;
 use std::net::Ipv6Addr;
@@ -22,26 +11,30 @@ use super::netns::{DEADLINE, Namespace};
 
 /// An address record of an MLDv2 Report (RFC 9777 §5.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
+pub struct Record {
     /// Record type, from 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
-    pub(crate) kind: u8,
-    pub(crate) multicast_address: Ipv6Addr,
-    pub(crate) sources: Vec<Ipv6Addr>,
+    pub kind: u8,
+    /// Address that the record is about.
+    pub multicast_address: Ipv6Addr,
+    /// Listed source addresses.
+    pub sources: Vec<Ipv6Addr>,
 }
 
 /// An MLD message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Mld {
+pub enum Mld {
+    /// MLDv2 Report with its records.
     Report(Vec<Record>),
     /// Query of any version, for an address or for `::` (General Query).
     Query(Ipv6Addr),
 }
 
 /// A capture on all interfaces of a namespace.
-pub(crate) struct Capture(Socket);
+pub struct Capture(Socket);
 
 impl Capture {
-    pub(crate) fn start(namespace: &Namespace) -> Self {
+    /// Captures in a namespace from now on.
+    pub fn start(namespace: &Namespace) -> Self {
         namespace.run(|| {
             let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))
@@ -54,7 +47,7 @@ impl Capture {
     }
 
     /// Waits for a Report that satisfies a condition.
-    pub(crate) fn report(&mut self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
+    pub fn report(&mut self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
         let deadline = lab::wait::end_after(DEADLINE);
         let mut seen = Vec::new();
         while Instant::now() < deadline {
@@ -69,14 +62,14 @@ impl Capture {
     }
 
     /// Returns the next MLD message, or `None` after the read timeout.
-    pub(crate) fn message(&mut self) -> Option<Mld> {
+    pub fn message(&mut self) -> Option<Mld> {
         let mut frame = [0; 2048];
         let length = self.0.read(&mut frame).ok()?;
         parse(&frame[..length])
     }
 
     /// Returns all MLD messages that have arrived.
-    pub(crate) fn drain(&mut self) -> Vec<Mld> {
+    pub fn drain(&mut self) -> Vec<Mld> {
         let mut messages = Vec::new();
         let mut frame = [0; 2048];
         while let Ok(length) = self.0.read(&mut frame) {

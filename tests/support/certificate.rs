@@ -8,7 +8,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use roamcast::net::tls::TlsFiles;
 
 /// Certifies these names and URIs with the CA that `roamcast pki init` made in `pki`.
-pub(crate) fn certify(pki: &Path, names: &[&str], uris: &[&str]) -> TlsFiles {
+pub fn certify(pki: &Path, names: &[&str], uris: &[&str]) -> TlsFiles {
     let read = |path: &str| fs::read_to_string(pki.join(path)).unwrap();
     let ca_key = KeyPair::from_pem(&read("signalling/private/cakey.pem")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("signalling/cacert.pem"), ca_key).unwrap();

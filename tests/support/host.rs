@@ -1,15 +1,4 @@
 //! A host with a bridge, guests on TAPs and the data path attached to them.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
@@ -23,7 +12,8 @@ use roamcast::proto::Membership;
 use super::netns::wait_for;
 use super::tap::Guest;
 
-pub(crate) const LIMITS: Limits = Limits {
+/// Limits of a port that no test reaches by accident.
+pub const LIMITS: Limits = Limits {
     listeners: 2000,
     sources: 2000,
     reports_per_second: 1000,
@@ -32,7 +22,7 @@ pub(crate) const LIMITS: Limits = Limits {
 };
 
 /// Returns the TC hook that an agent chooses on this kernel.
-pub(crate) fn tc_hook() -> Hook {
+pub fn tc_hook() -> Hook {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Hook::Tcx,
         Err(_) => Hook::Filter,
@@ -40,7 +30,7 @@ pub(crate) fn tc_hook() -> Hook {
 }
 
 /// Returns the TC hooks that this kernel has, and prints a missing one.
-pub(crate) fn tc_hooks() -> Vec<Hook> {
+pub fn tc_hooks() -> Vec<Hook> {
     if tc_hook() == Hook::Tcx {
         return vec![Hook::Tcx, Hook::Filter];
     }
@@ -49,7 +39,7 @@ pub(crate) fn tc_hooks() -> Vec<Hook> {
 }
 
 /// Returns true if this kernel has TCX; prints a message otherwise.
-pub(crate) fn has_tcx() -> bool {
+pub fn has_tcx() -> bool {
     let has_tcx = tc_hook() == Hook::Tcx;
     if !has_tcx {
         println!("skipped: this kernel has no TCX");
@@ -58,19 +48,22 @@ pub(crate) fn has_tcx() -> bool {
 }
 
 /// Returns the directory of this layout's pinned maps; links are in `links` below.
-pub(crate) fn pins(config: &DatapathConfig) -> PathBuf {
+pub fn pins(config: &DatapathConfig) -> PathBuf {
     config.pin_root.join(format!("v{LAYOUT_VERSION}"))
 }
 
-pub(crate) fn group(number: u16) -> Ipv6Addr {
+/// Returns a routable multicast address by number.
+pub fn group(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0x1234, number)
 }
 
-pub(crate) fn source(number: u16) -> Ipv6Addr {
+/// Returns a source address by number.
+pub fn source(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 9, 0, 0, 0, number)
 }
 
-pub(crate) fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) -> Membership {
+/// Returns a membership in a numbered group with numbered sources.
+pub fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) -> Membership {
     Membership {
         key: managed(number),
         filter_mode,
@@ -78,11 +71,13 @@ pub(crate) fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) 
     }
 }
 
-pub(crate) fn any_source(number: u16) -> Membership {
+/// Returns a membership in a numbered group that takes every source.
+pub fn any_source(number: u16) -> Membership {
     membership(number, FilterMode::Exclude, &[])
 }
 
-pub(crate) fn managed(number: u16) -> ManagedKey {
+/// Returns the key of a numbered group, untagged.
+pub fn managed(number: u16) -> ManagedKey {
     ManagedKey {
         vlan: 0,
         pad: 0,
@@ -90,7 +85,8 @@ pub(crate) fn managed(number: u16) -> ManagedKey {
     }
 }
 
-pub(crate) fn key(guest: &Guest, number: u16) -> ListenerKey {
+/// Returns the key of a guest's listener to a numbered group.
+pub fn key(guest: &Guest, number: u16) -> ListenerKey {
     ListenerKey {
         ifindex: guest.ifindex,
         vlan: 0,
@@ -99,7 +95,8 @@ pub(crate) fn key(guest: &Guest, number: u16) -> ListenerKey {
     }
 }
 
-pub(crate) fn config(bpffs: &Path) -> DatapathConfig {
+/// Returns the default configuration with pins below a BPF file system.
+pub fn config(bpffs: &Path) -> DatapathConfig {
     DatapathConfig {
         pin_root: bpffs.join("roamcast"),
         ..DatapathConfig::default()
@@ -107,13 +104,13 @@ pub(crate) fn config(bpffs: &Path) -> DatapathConfig {
 }
 
 /// Makes a socket with real kernel listeners in a guest.
-pub(crate) fn listeners(guest: &Guest) -> Memberships {
+pub fn listeners(guest: &Guest) -> Memberships {
     let ifindex = guest.namespace.ifindex("eth0");
     guest.namespace.run(|| Memberships::new(ifindex))
 }
 
 /// Joins in the guest.
-pub(crate) fn join(guest: &Guest, listeners: &mut Memberships, membership: &Membership) {
+pub fn join(guest: &Guest, listeners: &mut Memberships, membership: &Membership) {
     guest
         .namespace
         .run(|| listeners.join(membership))
@@ -121,7 +118,7 @@ pub(crate) fn join(guest: &Guest, listeners: &mut Memberships, membership: &Memb
 }
 
 /// Waits until the map has a listener that satisfies a condition.
-pub(crate) fn listener(
+pub fn listener(
     datapath: &Datapath,
     key: &ListenerKey,
     wanted: impl Fn(&Listener) -> bool,
@@ -132,7 +129,7 @@ pub(crate) fn listener(
 }
 
 /// Returns the current source list of a listener, sorted.
-pub(crate) fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
+pub fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
     let Some(listener) = datapath.listener(key).unwrap() else {
         return Vec::new();
     };
@@ -150,7 +147,7 @@ pub(crate) fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Ad
 }
 
 /// Waits until a listener has exactly these sources.
-pub(crate) fn wait_for_sources(datapath: &Datapath, key: &ListenerKey, numbers: &[u16]) {
+pub fn wait_for_sources(datapath: &Datapath, key: &ListenerKey, numbers: &[u16]) {
     let wanted: Vec<Ipv6Addr> = numbers.iter().map(|&number| source(number)).collect();
     wait_for(&format!("sources {numbers:?}"), || {
         (live_sources(datapath, key) == wanted).then_some(())

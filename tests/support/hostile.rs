@@ -1,21 +1,14 @@
 //! Frames that a hostile VM or neighbour may send.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::signal::{AgentSearch, PORT, VmMessage};
+use common::testing::frame::{Frame, MAC, address, record};
 use nix::ifaddrs::getifaddrs;
 
-use super::frame::{Frame, MAC, address, record};
-
 /// Sets the flag on drop, so that the test's threads also end after a panic.
-pub(crate) struct EndOf<'a>(pub(crate) &'a AtomicBool);
+pub struct EndOf<'a>(pub &'a AtomicBool);
 
 impl Drop for EndOf<'_> {
     fn drop(&mut self) {
@@ -26,16 +19,18 @@ impl Drop for EndOf<'_> {
 /// Name of a kind of frames, with frames to send repeatedly.
 type Kind = (&'static str, Vec<Vec<u8>>);
 
-pub(crate) fn group(number: usize) -> String {
+/// Returns a multicast address by number.
+pub fn group(number: usize) -> String {
     format!("ff3e:1::4:{number:x}")
 }
 
-pub(crate) fn report(number: usize) -> Frame {
+/// Returns a Report by which a VM joins a numbered group.
+pub fn report(number: usize) -> Frame {
     Frame::report(&[record(4, &group(number), &[])])
 }
 
 /// Returns Reports, one per numbered group, that RFC 9777 forbids and a bridge accepts.
-pub(crate) fn forbidden() -> Vec<Frame> {
+pub fn forbidden() -> Vec<Frame> {
     let destination_options = || vec![(60, vec![0, 1, 4, 0, 0, 0, 0])];
     let authentication = || vec![(51, vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
     let fragment = || (44, vec![0, 0, 0, 0, 0, 0, 7]);
@@ -58,7 +53,7 @@ pub(crate) fn forbidden() -> Vec<Frame> {
 }
 
 /// Returns frames of every kind that Roamcast examines, for the bridge with that MAC.
-pub(crate) fn kinds(bridge: [u8; 6]) -> Vec<Kind> {
+pub fn kinds(bridge: [u8; 6]) -> Vec<Kind> {
     let to_host = |frame: Frame| {
         let mut bytes = frame.bytes();
         bytes[..6].copy_from_slice(&bridge);
@@ -108,7 +103,7 @@ pub(crate) fn kinds(bridge: [u8; 6]) -> Vec<Kind> {
 }
 
 /// Returns the MAC of an interface in the namespace of the calling thread.
-pub(crate) fn mac(interface: &str) -> [u8; 6] {
+pub fn mac(interface: &str) -> [u8; 6] {
     let mut interfaces = getifaddrs().unwrap();
     let found = interfaces.find_map(|it| {
         let is_it = it.interface_name == interface;

@@ -1,15 +1,4 @@
 //! Peers that send arbitrary messages over TLS, without following the protocol.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -33,11 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const ACCEPTED: [u8; 5] = [0, 0, 0, 1, 0];
 
 /// A connection to an agent.
-pub(crate) struct Liar(StreamOwned<ClientConnection, TcpStream>);
+pub struct Liar(StreamOwned<ClientConnection, TcpStream>);
 
 impl Liar {
     /// Connects, in the namespace of the calling thread, with a certificate that the agent accepts.
-    pub(crate) fn connect(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
+    pub fn connect(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
         let mut liar = Self::attempt(to, agent, ca, own);
         let mut verdict = ACCEPTED.map(|_| 0xff);
         liar.0.read_exact(&mut verdict).expect("a verdict");
@@ -46,7 +35,7 @@ impl Liar {
     }
 
     /// Connects with any certificate and does not wait for the verdict. `ca` is the agent's CA.
-    pub(crate) fn attempt(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
+    pub fn attempt(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_file(ca).unwrap())
@@ -66,25 +55,26 @@ impl Liar {
     }
 
     /// Reads silently until the agent closes the connection. Returns the data.
-    pub(crate) fn listen(mut self) -> Vec<u8> {
+    pub fn listen(mut self) -> Vec<u8> {
         let _ = self.0.flush();
         read_until_closed(&mut self.0)
     }
 
     /// Sends a frame, even if the agent has closed already, and reads until the agent closes.
-    pub(crate) fn insist(mut self, frame: &[u8]) -> Vec<u8> {
+    pub fn insist(mut self, frame: &[u8]) -> Vec<u8> {
         let length = u32::try_from(frame.len()).unwrap();
         let _ = self.0.write_all(&[&length.to_be_bytes(), frame].concat());
         let _ = self.0.flush();
         read_until_closed(&mut self.0)
     }
 
-    pub(crate) fn say(&mut self, transaction: u64, message: impl Into<PeerMessage>) {
+    /// Sends a message as a correct peer does.
+    pub fn say(&mut self, transaction: u64, message: impl Into<PeerMessage>) {
         self.say_bytes(&message.into().encode(transaction));
     }
 
     /// Sends a frame with arbitrary content.
-    pub(crate) fn say_bytes(&mut self, bytes: &[u8]) {
+    pub fn say_bytes(&mut self, bytes: &[u8]) {
         let length = u32::try_from(bytes.len()).unwrap();
         self.0.write_all(&length.to_be_bytes()).unwrap();
         self.0.write_all(bytes).unwrap();
@@ -92,7 +82,7 @@ impl Liar {
     }
 
     /// Waits for the next message.
-    pub(crate) fn hear(&mut self) -> (u64, PeerMessage) {
+    pub fn hear(&mut self) -> (u64, PeerMessage) {
         let mut length = [0; 4];
         self.0.read_exact(&mut length).expect("an answer in time");
         let mut bytes = vec![0; u32::from_be_bytes(length) as usize];
@@ -101,7 +91,7 @@ impl Liar {
     }
 
     /// Waits for the answer to a transaction.
-    pub(crate) fn answer(&mut self, transaction: u64) -> PeerMessage {
+    pub fn answer(&mut self, transaction: u64) -> PeerMessage {
         loop {
             let (of, message) = self.hear();
             if of == transaction {
@@ -111,7 +101,7 @@ impl Liar {
     }
 
     /// Returns the reason with which a transaction is refused.
-    pub(crate) fn refusal(&mut self, transaction: u64) -> String {
+    pub fn refusal(&mut self, transaction: u64) -> String {
         match self.answer(transaction) {
             PeerMessage::MigrationAbort(abort) => abort.0.text,
             other => panic!("no refusal but {other:?}"),
@@ -120,14 +110,14 @@ impl Liar {
 }
 
 /// A server that an agent dials, and that sends one frame to every client.
-pub(crate) struct LyingServer {
+pub struct LyingServer {
     listener: TcpListener,
     config: Arc<ServerConfig>,
 }
 
 impl LyingServer {
     /// Listens in the namespace of the calling thread.
-    pub(crate) fn new(own: &TlsFiles) -> Self {
+    pub fn new(own: &TlsFiles) -> Self {
         let (chain, key) = pair(own);
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&version::TLS13])
@@ -141,13 +131,14 @@ impl LyingServer {
         }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Returns the address on which the server listens.
+    pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap()
     }
 
     /// Accepts a client, sends the frame and reads until the client closes. Returns the client's
     /// data.
-    pub(crate) fn serve(&self, frame: &[u8]) -> Vec<u8> {
+    pub fn serve(&self, frame: &[u8]) -> Vec<u8> {
         let (stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let connection = ServerConnection::new(Arc::clone(&self.config)).unwrap();

@@ -2,12 +2,6 @@
 //!
 //! `<inbound>` limits what the VM receives, so it shapes the TAP's egress. `<outbound>` limits what
 //! the VM sends, and polices the TAP's ingress.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(clippy::panic, reason = "a test that cannot go on panics")]
 
 use std::process::Command;
 
@@ -15,21 +9,25 @@ use super::netns::Namespace;
 
 /// Limits of one NIC, kB/s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Bandwidth {
-    pub(crate) inbound: Option<u32>,
-    pub(crate) outbound: Option<u32>,
+pub struct Bandwidth {
+    /// Limit of what the VM receives; `None` for no limit.
+    pub inbound: Option<u32>,
+    /// Limit of what the VM sends; `None` for no limit.
+    pub outbound: Option<u32>,
 }
 
 /// Runs `tc` in a namespace, as libvirt does.
-pub(crate) struct Limits<'a> {
-    pub(crate) namespace: &'a Namespace,
-    pub(crate) tap: &'a str,
+pub struct Limits<'a> {
+    /// Namespace that has the TAP.
+    pub namespace: &'a Namespace,
+    /// Interface name of the TAP, which replaces `TAP` in commands.
+    pub tap: &'a str,
 }
 
 impl Limits<'_> {
     /// Sets the limits, as at the start of a domain and by `virsh domiftune`. Prints and skips what
     /// this kernel cannot do.
-    pub(crate) fn set(&self, bandwidth: Bandwidth) {
+    pub fn set(&self, bandwidth: Bandwidth) {
         self.clear();
         if let Some(rate) = bandwidth.inbound {
             self.shape(rate);
@@ -43,14 +41,14 @@ impl Limits<'_> {
     }
 
     /// Removes both qdiscs, as libvirt does first; either may be absent.
-    pub(crate) fn clear(&self) {
+    pub fn clear(&self) {
         for place in ["root", "ingress"] {
             let _ = self.run(&format!("qdisc del dev {} {place}", self.tap));
         }
     }
 
     /// Installs what libvirt installs on each TAP without limits.
-    pub(crate) fn no_queue(&self) {
+    pub fn no_queue(&self) {
         self.must("qdisc add dev TAP root handle 0: noqueue");
     }
 
@@ -74,7 +72,7 @@ impl Limits<'_> {
     }
 
     /// Runs a command that must succeed.
-    pub(crate) fn must(&self, arguments: &str) {
+    pub fn must(&self, arguments: &str) {
         if let Err(error) = self.run(&arguments.replace("TAP", self.tap)) {
             panic!("tc {arguments}: {error}");
         }
@@ -96,13 +94,14 @@ impl Limits<'_> {
     }
 
     /// Returns the output of `tc`.
-    pub(crate) fn show(&self, arguments: &str) -> String {
+    pub fn show(&self, arguments: &str) -> String {
         let arguments = arguments.replace("TAP", self.tap);
         self.run(&arguments)
             .unwrap_or_else(|error| panic!("tc {arguments}: {error}"))
     }
 
-    pub(crate) fn run(&self, arguments: &str) -> Result<String, String> {
+    /// Runs `tc`. Returns its output, or its errors if it fails.
+    pub fn run(&self, arguments: &str) -> Result<String, String> {
         let output = Command::new("tc")
             .args(["-n", self.namespace.name()])
             .args(arguments.split(' '))

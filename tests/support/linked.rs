@@ -33,9 +33,9 @@ const FRAME_POINTER: u8 = 10;
 const FRAME_UNIT: usize = 32;
 
 /// A program with all functions that it can reach.
-pub(crate) struct Linked {
+pub struct Linked {
     /// Name of the program.
-    pub(crate) name: String,
+    pub name: String,
     instructions: Vec<bpf_insn>,
     /// First instruction of each function, ascending; the program itself starts at 0.
     functions: Vec<usize>,
@@ -45,7 +45,7 @@ pub(crate) struct Linked {
 
 impl Linked {
     /// Returns all programs of an object.
-    pub(crate) fn all(elf: &[u8]) -> Vec<Self> {
+    pub fn all(elf: &[u8]) -> Vec<Self> {
         let mut object = Object::parse(elf).expect("the object can be read");
         let names: Vec<_> = object
             .functions
@@ -75,13 +75,13 @@ impl Linked {
     }
 
     /// Returns the number of instructions of the program and its functions.
-    pub(crate) fn len(&self) -> usize {
+    pub fn instruction_count(&self) -> usize {
         self.instructions.len()
     }
 
     /// Returns the loops that a fall-through closes instead of a jump; `check_cfg` of old kernels
     /// refuses them.
-    pub(crate) fn fall_through_back_edges(&self) -> Vec<String> {
+    pub fn fall_through_back_edges(&self) -> Vec<String> {
         #[derive(Clone, Copy, PartialEq)]
         enum State {
             New,
@@ -89,7 +89,7 @@ impl Linked {
             Explored,
         }
         let mut found = Vec::new();
-        let mut states = vec![State::New; self.len()];
+        let mut states = vec![State::New; self.instruction_count()];
         // The instructions from the start to the current one, each with its remaining edges.
         let mut path = vec![(0, self.edges(0))];
         states[0] = State::OnPath;
@@ -145,7 +145,7 @@ impl Linked {
 
     /// Returns the deepest call chain, callbacks included: its stack bytes, rounded per frame as
     /// old kernels do, and its functions with their frames.
-    pub(crate) fn deepest_stack(&self) -> (usize, String) {
+    pub fn deepest_stack(&self) -> (usize, String) {
         self.deepest_from(0)
     }
 
@@ -196,7 +196,7 @@ impl Linked {
 
     fn range(&self, function: usize) -> std::ops::Range<usize> {
         let end = self.functions.get(function + 1).copied();
-        self.functions[function]..end.unwrap_or(self.len())
+        self.functions[function]..end.unwrap_or(self.instruction_count())
     }
 
     fn index_of(&self, at: usize) -> usize {

@@ -1,16 +1,5 @@
 //! Applications in namespaces, and the view of the kernel and tcpdump on their packets.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
 #![allow(unsafe_code, reason = "some socket options have no safe form")]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -25,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::netns::{DEADLINE, Namespace, command, wait_for};
 
 /// Timeout for a packet.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Socket buffer for all packets of a test, bytes.
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// Packets sent back to back before each pause, so that no queue overflows.
@@ -33,7 +22,7 @@ const BURST: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Sends an Echo Request. Returns the address that answered.
-pub(crate) fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr {
+pub fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr {
     namespace.run(|| {
         let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
         socket
@@ -60,7 +49,7 @@ pub(crate) fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr
 }
 
 /// Opens a UDP socket in a namespace.
-pub(crate) fn udp(namespace: &Namespace, address: (Ipv6Addr, u16)) -> UdpSocket {
+pub fn udp(namespace: &Namespace, address: (Ipv6Addr, u16)) -> UdpSocket {
     namespace.run(|| {
         // A just closed socket may live on in a child process that another thread is starting.
         let socket = wait_for("a free port", || match UdpSocket::bind(address) {
@@ -74,7 +63,7 @@ pub(crate) fn udp(namespace: &Namespace, address: (Ipv6Addr, u16)) -> UdpSocket 
 }
 
 /// Opens a UDP socket bound to an interface.
-pub(crate) fn listen_on(interface: &str, (address, port): (Ipv6Addr, u16)) -> UdpSocket {
+pub fn listen_on(interface: &str, (address, port): (Ipv6Addr, u16)) -> UdpSocket {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     socket.bind_device(Some(interface.as_bytes())).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -85,7 +74,7 @@ pub(crate) fn listen_on(interface: &str, (address, port): (Ipv6Addr, u16)) -> Ud
 }
 
 /// Receives one datagram.
-pub(crate) fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddrV6)> {
+pub fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddrV6)> {
     let mut buffer = vec![0; 65_536];
     let (length, from) = socket.recv_from(&mut buffer)?;
     buffer.truncate(length);
@@ -96,7 +85,7 @@ pub(crate) fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddrV6)>
 }
 
 /// Sends a datagram. Returns its source address as the receiver sees it.
-pub(crate) fn exchange(from: &UdpSocket, to: &UdpSocket, bytes: usize) -> Ipv6Addr {
+pub fn exchange(from: &UdpSocket, to: &UdpSocket, bytes: usize) -> Ipv6Addr {
     let payload: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
     from.send_to(&payload, to.local_addr().unwrap()).unwrap();
     let (received, from) = receive(to).unwrap();
@@ -105,7 +94,7 @@ pub(crate) fn exchange(from: &UdpSocket, to: &UdpSocket, bytes: usize) -> Ipv6Ad
 }
 
 /// Sends numbered datagrams on a connected socket.
-pub(crate) fn send_all(socket: &UdpSocket, count: u32) {
+pub fn send_all(socket: &UdpSocket, count: u32) {
     for number in 0..count {
         socket.send(&number.to_be_bytes()).unwrap();
         if number % BURST == 0 {
@@ -115,7 +104,7 @@ pub(crate) fn send_all(socket: &UdpSocket, count: u32) {
 }
 
 /// Receives numbered datagrams; asserts that each arrives once.
-pub(crate) fn expect_all(socket: &UdpSocket, count: u32) {
+pub fn expect_all(socket: &UdpSocket, count: u32) {
     let mut missing: BTreeSet<u32> = (0..count).collect();
     while !missing.is_empty() {
         let Ok((payload, _)) = receive(socket) else {
@@ -129,7 +118,7 @@ pub(crate) fn expect_all(socket: &UdpSocket, count: u32) {
 }
 
 /// Transfers that many bytes over TCP, there and back.
-pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
+pub fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
     let listener = to.run(|| TcpListener::bind((address, 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let data: Vec<u8> = (0..bytes).map(|index| (index % 251) as u8).collect();
@@ -156,7 +145,7 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
 }
 
 /// Returns a connected socket's path MTU.
-pub(crate) fn path_mtu(socket: &UdpSocket) -> i32 {
+pub fn path_mtu(socket: &UdpSocket) -> i32 {
     let mut value: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value is live, and its size is given.
@@ -174,7 +163,7 @@ pub(crate) fn path_mtu(socket: &UdpSocket) -> i32 {
 }
 
 /// Makes the socket refuse datagrams longer than the path MTU.
-pub(crate) fn never_fragment(socket: &UdpSocket) {
+pub fn never_fragment(socket: &UdpSocket) {
     let value = libc::IPV6_PMTUDISC_DO;
     // SAFETY: the value is live, and its size is given.
     let result = unsafe {
@@ -190,20 +179,20 @@ pub(crate) fn never_fragment(socket: &UdpSocket) {
 }
 
 /// Selects the interface for outgoing multicast.
-pub(crate) fn multicast_by(socket: &UdpSocket, ifindex: u32) {
+pub fn multicast_by(socket: &UdpSocket, ifindex: u32) {
     let socket = socket2::SockRef::from(socket);
     socket.set_multicast_if_v6(ifindex).unwrap();
     socket.set_multicast_hops_v6(8).unwrap();
 }
 
 /// Switches an interface's checksum offload on or off.
-pub(crate) fn offload(namespace: &Namespace, interface: &str, on: bool) {
+pub fn offload(namespace: &Namespace, interface: &str, on: bool) {
     let state = if on { "on" } else { "off" };
     namespace.run(|| command("ethtool", &["-K", interface, "tx", state]));
 }
 
 /// Returns the link-local address of an interface.
-pub(crate) fn link_local(namespace: &Namespace, interface: &str) -> String {
+pub fn link_local(namespace: &Namespace, interface: &str) -> String {
     let arguments = ["-n", namespace.name(), "-6", "-o", "addr", "show", "dev"];
     let mut arguments = arguments.to_vec();
     arguments.extend([interface, "scope", "link"]);
@@ -214,7 +203,7 @@ pub(crate) fn link_local(namespace: &Namespace, interface: &str) -> String {
 }
 
 /// Returns a kernel counter from `snmp6`, or from `netstat` if the name starts with a group.
-pub(crate) fn snmp(namespace: &Namespace, name: &str) -> u64 {
+pub fn snmp(namespace: &Namespace, name: &str) -> u64 {
     let read = |file: &str| {
         namespace.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
     };

@@ -1,26 +1,17 @@
 //! Frames between nodes of MAT, built and checked by etherparse instead of Roamcast's own code.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use common::maps::Address;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
 const MACS: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
 
-pub(crate) fn udp(source: Address, destination: Address, payload: &[u8]) -> Vec<u8> {
+/// Returns a UDP datagram between fixed ports.
+pub fn udp(source: Address, destination: Address, payload: &[u8]) -> Vec<u8> {
     udp_ports(source, destination, (5000, 6000), payload)
 }
 
-pub(crate) fn udp_ports(
+/// Returns a UDP datagram.
+pub fn udp_ports(
     source: Address,
     destination: Address,
     ports: (u16, u16),
@@ -35,7 +26,8 @@ pub(crate) fn udp_ports(
     frame
 }
 
-pub(crate) fn tcp(source: Address, destination: Address, payload: &[u8]) -> Vec<u8> {
+/// Returns a TCP segment.
+pub fn tcp(source: Address, destination: Address, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(MACS.0, MACS.1)
         .ipv6(source, destination, 64)
@@ -45,12 +37,8 @@ pub(crate) fn tcp(source: Address, destination: Address, payload: &[u8]) -> Vec<
     frame
 }
 
-pub(crate) fn icmp(
-    source: Address,
-    destination: Address,
-    kind: (u8, u8),
-    payload: &[u8],
-) -> Vec<u8> {
+/// Returns an ICMPv6 message with this type and code.
+pub fn icmp(source: Address, destination: Address, kind: (u8, u8), payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(MACS.0, MACS.1)
         .ipv6(source, destination, 64)
@@ -61,13 +49,13 @@ pub(crate) fn icmp(
 }
 
 /// Returns an ICMPv6 error that quotes the packet of a frame.
-pub(crate) fn error(source: Address, destination: Address, about: &[u8]) -> Vec<u8> {
+pub fn error(source: Address, destination: Address, about: &[u8]) -> Vec<u8> {
     icmp(source, destination, (2, 0), &about[14..])
 }
 
 /// Inserts extension headers in front of the upper layer, each given by its next header value and
 /// the bytes after the first.
-pub(crate) fn extended(frame: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
+pub fn extended(frame: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
     let mut out = frame[..14].to_vec();
     let mut ip = frame[14..54].to_vec();
     let mut extensions = Vec::new();
@@ -89,7 +77,7 @@ pub(crate) fn extended(frame: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
 }
 
 /// Returns true if the checksum of an unfragmented packet is correct.
-pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
+pub fn checksum_is_right(frame: &[u8]) -> bool {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let Some(NetSlice::Ipv6(ip)) = &packet.net else {
         panic!("not IPv6");
@@ -116,7 +104,7 @@ pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
 }
 
 /// Returns source and destination.
-pub(crate) fn addresses(frame: &[u8]) -> (Address, Address) {
+pub fn addresses(frame: &[u8]) -> (Address, Address) {
     (
         frame[22..38].try_into().unwrap(),
         frame[38..54].try_into().unwrap(),
@@ -124,7 +112,7 @@ pub(crate) fn addresses(frame: &[u8]) -> (Address, Address) {
 }
 
 /// Returns source and destination of the packet that an ICMPv6 error quotes.
-pub(crate) fn quoted(frame: &[u8]) -> (Address, Address) {
+pub fn quoted(frame: &[u8]) -> (Address, Address) {
     (
         frame[70..86].try_into().unwrap(),
         frame[86..102].try_into().unwrap(),

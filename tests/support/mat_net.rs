@@ -5,17 +5,6 @@
 //!                 |  '----eth1--'
 //!                 '-------eth0-- c      a correspondent without MAT
 //! ```
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::net::Ipv6Addr;
 use std::sync::mpsc;
@@ -31,14 +20,17 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::netns::{Namespace, privileged};
 
-pub(crate) const HOME: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0), 48);
-pub(crate) const HOA_A: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0xa);
-pub(crate) const HOA_B: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0x1234, 0, 0, 0xb);
+/// Home prefix of both nodes: address and length.
+pub const HOME: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0), 48);
+/// Permanent address of node `a`.
+pub const HOA_A: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0xa);
+/// Permanent address of node `b`.
+pub const HOA_B: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0x1234, 0, 0, 0xb);
 /// Address of the correspondent without MAT.
-pub(crate) const C: &str = "2001:db8:c::c";
+pub const C: &str = "2001:db8:c::c";
 
 /// Returns true if the test may make nodes; prints the reason otherwise.
-pub(crate) fn possible() -> bool {
+pub fn possible() -> bool {
     if !privileged() {
         return false;
     }
@@ -51,7 +43,8 @@ pub(crate) fn possible() -> bool {
 
 /// Choice of a node's MoAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Moas {
+pub enum Moas {
+    /// Addresses that leave checksums as they are.
     Neutral,
     /// Addresses as the network assigned them, so that checksums change.
     Given,
@@ -61,11 +54,13 @@ pub(crate) enum Moas {
 type Job = Box<dyn FnOnce(&mut Option<Datapath>) + Send>;
 
 /// A node: a namespace, and a thread in it that owns the data path.
-pub(crate) struct Node {
-    pub(crate) namespace: Namespace,
-    pub(crate) hoa: Ipv6Addr,
+pub struct Node {
+    /// Namespace with the node's NICs.
+    pub namespace: Namespace,
+    /// Permanent address of the node.
+    pub hoa: Ipv6Addr,
     /// MoA of each NIC.
-    pub(crate) moas: Vec<Ipv6Addr>,
+    pub moas: Vec<Ipv6Addr>,
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -110,7 +105,7 @@ impl Node {
     }
 
     /// Attaches the data path, with the first NIC active.
-    pub(crate) fn attach(&self) {
+    pub fn attach(&self) {
         let (hoa, moas) = (self.hoa, self.moas.clone());
         self.slot(move |slot| {
             let nics = nics();
@@ -122,7 +117,7 @@ impl Node {
     }
 
     /// Runs a closure on the slot of the data path, which may be empty.
-    pub(crate) fn slot<T: Send + 'static>(
+    pub fn slot<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Option<Datapath>) -> T + Send + 'static,
     ) -> T {
@@ -133,7 +128,7 @@ impl Node {
     }
 
     /// Runs a closure on the data path.
-    pub(crate) fn with<T: Send + 'static>(
+    pub fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Datapath) -> T + Send + 'static,
     ) -> T {
@@ -141,19 +136,20 @@ impl Node {
     }
 
     /// Maps another node's HoA to the MoA of one of its NICs; accepts all of its MoAs.
-    pub(crate) fn knows(&self, peer: &Self, nic: usize) {
+    pub fn knows(&self, peer: &Self, nic: usize) {
         let (hoa, to, from) = (peer.hoa, peer.moas[nic], peer.moas.clone());
         self.with(move |it| it.set_peer(hoa, to, &from)).unwrap();
     }
 
     /// Switches sending to another NIC.
-    pub(crate) fn switch(&self, nic: usize) {
+    pub fn switch(&self, nic: usize) {
         let moa = self.moas[nic];
         self.with(move |it| it.set_active(&nics()[nic], moa))
             .unwrap();
     }
 
-    pub(crate) fn counter(&self, counter: Counter) -> u64 {
+    /// Returns one counter of the data path.
+    pub fn counter(&self, counter: Counter) -> u64 {
         let counters = self.with(|it| it.counters()).unwrap();
         counters
             .into_iter()
@@ -162,7 +158,7 @@ impl Node {
     }
 
     /// Returns all counters that are not zero.
-    pub(crate) fn counted(&self) -> Vec<(&'static str, u64)> {
+    pub fn counted(&self) -> Vec<(&'static str, u64)> {
         let counters = self.with(|it| it.counters()).unwrap();
         counters
             .into_iter()
@@ -182,7 +178,7 @@ impl Drop for Node {
 }
 
 /// Returns the NICs of this thread's namespace, by name.
-pub(crate) fn nics() -> Vec<Interface> {
+pub fn nics() -> Vec<Interface> {
     let mut nics = interface::list(&mut Netlink::open().unwrap()).unwrap();
     nics.sort_by(|one, other| one.name.cmp(&other.name));
     nics
@@ -201,16 +197,21 @@ fn enter(name: &str) {
     let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
 }
 
-pub(crate) struct Net {
-    pub(crate) a: Node,
-    pub(crate) b: Node,
-    pub(crate) c: Namespace,
-    pub(crate) router: Namespace,
+/// Both nodes, the correspondent and the router.
+pub struct Net {
+    /// Node with one NIC.
+    pub a: Node,
+    /// Node with two NICs.
+    pub b: Node,
+    /// Correspondent without MAT.
+    pub c: Namespace,
+    /// Router between all links.
+    pub router: Namespace,
 }
 
 impl Net {
     /// Makes two nodes that know each other.
-    pub(crate) fn new(moas: Moas) -> Self {
+    pub fn new(moas: Moas) -> Self {
         let net = Self::strangers(moas);
         net.a.knows(&net.b, 0);
         net.b.knows(&net.a, 0);
@@ -218,7 +219,7 @@ impl Net {
     }
 
     /// Makes two nodes that do not know each other.
-    pub(crate) fn strangers(moas: Moas) -> Self {
+    pub fn strangers(moas: Moas) -> Self {
         let [a, b, c, router] = ["a", "b", "c", "router"].map(Namespace::new);
         for (node, nic, port, network) in [
             (&a, "eth0", "to-a", "2001:db8:a"),

@@ -1,16 +1,5 @@
 //! One node of MAT and its peers as the programs know them: in the kernel for program test-run, and
 //! in memory for the same rules.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
@@ -26,34 +15,45 @@ use common::mat::neutral::{difference, neutral};
 use common::mat::translate::{Tables, Translated, Words, address, mac, words};
 use migkick::datapath::object;
 
-/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
-pub(crate) const PASS: i32 = -1;
-pub(crate) const SHOT: i32 = 2;
-pub(crate) const REDIRECT: i32 = 7;
+/// Verdict "continue", `TC_ACT_UNSPEC`.
+pub const PASS: i32 = -1;
+/// Verdict "drop", `TC_ACT_SHOT`.
+pub const SHOT: i32 = 2;
+/// Verdict "sent to another interface", `TC_ACT_REDIRECT`.
+pub const REDIRECT: i32 = 7;
 /// Interface on which program test-run lets a frame arrive: the loopback.
-pub(crate) const IFINDEX: u32 = 1;
-pub(crate) const MAT0_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xaa];
-pub(crate) const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xbb];
+pub const IFINDEX: u32 = 1;
+/// MAC of the node's interface `mat0`.
+pub const MAT0_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xaa];
+/// MAC of the node's active NIC.
+pub const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xbb];
 
-pub(crate) fn parse(text: &str) -> Address {
+/// Parses an IPv6 address.
+pub fn parse(text: &str) -> Address {
     text.parse::<std::net::Ipv6Addr>().unwrap().octets()
 }
 
 /// The node and one peer.
 #[derive(Clone, Debug)]
-pub(crate) struct World {
-    pub(crate) hoa: Address,
-    pub(crate) moa: Address,
-    pub(crate) peer_hoa: Address,
-    pub(crate) peer_moa: Address,
-    pub(crate) node: Node,
+pub struct World {
+    /// Permanent address of the node.
+    pub hoa: Address,
+    /// Address of the node's active NIC.
+    pub moa: Address,
+    /// Permanent address of the peer.
+    pub peer_hoa: Address,
+    /// Address at which the peer is now.
+    pub peer_moa: Address,
+    /// Content of the map `NODE`.
+    pub node: Node,
     peers: HashMap<Words, Translated>,
     peer_moas: HashMap<Words, Translated>,
     own_moas: HashMap<Words, u32>,
 }
 
 impl World {
-    pub(crate) fn neutral() -> Self {
+    /// Returns a world whose addresses leave checksums as they are.
+    pub fn neutral() -> Self {
         let hoa = parse("fd5e:6d61:74::a");
         let peer_hoa = parse("fd5e:6d61:74::1234:b");
         Self::new(
@@ -63,17 +63,15 @@ impl World {
     }
 
     /// Returns a world whose addresses require checksum changes.
-    pub(crate) fn given() -> Self {
+    pub fn given() -> Self {
         Self::new(
             (parse("fd5e:6d61:74::a"), parse("2001:db8:a::15")),
             (parse("fd5e:6d61:74::1234:b"), parse("2001:db8:b::77")),
         )
     }
 
-    pub(crate) fn new(
-        (hoa, moa): (Address, Address),
-        (peer_hoa, peer_moa): (Address, Address),
-    ) -> Self {
+    /// Returns a world from the HoA and MoA of the node and of its peer.
+    pub fn new((hoa, moa): (Address, Address), (peer_hoa, peer_moa): (Address, Address)) -> Self {
         let to = |from, to| Translated {
             address: words(to),
             difference: difference(from, to),
@@ -106,7 +104,7 @@ impl World {
     }
 
     /// Makes the programs change checksums, whatever the addresses are.
-    pub(crate) fn change_checksums(&mut self) {
+    pub fn change_checksums(&mut self) {
         self.node.difference = 0x1234;
         self.node.difference_back = 0x3456;
         for to in self.peers.values_mut().chain(self.peer_moas.values_mut()) {
@@ -137,12 +135,13 @@ impl Tables for World {
 }
 
 /// The loaded programs, with a world in their maps.
-pub(crate) struct Kernel {
+pub struct Kernel {
     ebpf: Ebpf,
 }
 
 impl Kernel {
-    pub(crate) fn load(world: &World) -> Self {
+    /// Loads the programs and fills their maps.
+    pub fn load(world: &World) -> Self {
         let mut ebpf = EbpfLoader::new().load(object::GUEST).unwrap();
         for name in ["mat_out", "mat_in"] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
@@ -183,13 +182,14 @@ impl Kernel {
         kernel
     }
 
-    pub(crate) fn set_node(&mut self, node: Node) {
+    /// Replaces the content of the map `NODE`.
+    pub fn set_node(&mut self, node: Node) {
         let mut map: Array<_, Node> = self.ebpf.map_mut("NODE").unwrap().try_into().unwrap();
         map.set(0, node, 0).unwrap();
     }
 
     /// Runs a program. Returns its result and the resulting frame.
-    pub(crate) fn run(&mut self, name: &str, frame: &[u8]) -> (i32, Vec<u8>) {
+    pub fn run(&mut self, name: &str, frame: &[u8]) -> (i32, Vec<u8>) {
         let mut out = vec![0; frame.len()];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -201,7 +201,7 @@ impl Kernel {
     }
 
     /// Runs a program repeatedly. Returns the mean time.
-    pub(crate) fn time(&mut self, name: &str, frame: &[u8], repeat: u32) -> Duration {
+    pub fn time(&mut self, name: &str, frame: &[u8], repeat: u32) -> Duration {
         let options = TestRunOptions {
             data_in: Some(frame),
             repeat,
@@ -210,12 +210,13 @@ impl Kernel {
         self.program(name).test_run(options).unwrap().duration
     }
 
-    pub(crate) fn descriptor(&mut self, name: &str) -> RawFd {
+    /// Returns the file descriptor of a program.
+    pub fn descriptor(&mut self, name: &str) -> RawFd {
         self.program(name).fd().unwrap().as_fd().as_raw_fd()
     }
 
     /// Takes the held frames. Returns their lengths.
-    pub(crate) fn held(&mut self) -> Vec<Vec<u8>> {
+    pub fn held(&mut self) -> Vec<Vec<u8>> {
         let map = self.ebpf.map_mut("HELD").unwrap();
         let mut ring: RingBuf<_> = map.try_into().unwrap();
         let mut records = Vec::new();
@@ -225,13 +226,14 @@ impl Kernel {
         records
     }
 
-    pub(crate) fn peer(&mut self, hoa: Address) -> Peer {
+    /// Returns the entry of a peer in the map `PEERS`.
+    pub fn peer(&mut self, hoa: Address) -> Peer {
         let map: BpfMap<_, Address, Peer> = self.ebpf.map("PEERS").unwrap().try_into().unwrap();
         map.get(&hoa, 0).unwrap()
     }
 
     /// Returns all counters that are not zero.
-    pub(crate) fn counted(&self) -> Vec<(Counter, u64)> {
+    pub fn counted(&self) -> Vec<(Counter, u64)> {
         let map = self.ebpf.map("MAT_COUNTERS").unwrap();
         let map: PerCpuArray<_, u64> = map.try_into().unwrap();
         (0..)

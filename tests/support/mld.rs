@@ -2,7 +2,6 @@
 //!
 //! An AF_PACKET socket captures the frames; etherparse parses them instead of Roamcast's own
 //! parser.
-#![allow(unreachable_pub, reason = "a module of a test file")]
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -22,7 +21,9 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 pub struct Record {
     /// Record type, from 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
     pub kind: u8,
+    /// Address that the record is about.
     pub multicast_address: Ipv6Addr,
+    /// Number of listed sources.
     pub sources: usize,
 }
 
@@ -38,22 +39,28 @@ impl Record {
     }
 }
 
+/// Content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Query for an address, or for all (`::`).
     Query(Ipv6Addr),
+    /// MLDv2 Report with its records.
     Report(Vec<Record>),
 }
 
 /// A captured message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
+    /// Name of the interface that the message passed.
     pub interface: String,
+    /// IPv6 source of the packet.
     pub source: Ipv6Addr,
+    /// What the packet says.
     pub message: Message,
 }
 
 impl Seen {
+    /// Returns true for a Query of any version.
     pub fn is_query(&self) -> bool {
         matches!(self.message, Message::Query(_))
     }

@@ -5,17 +5,6 @@
 //!   br0 --- vnet0 (TAP) <-- pump --> eth0 (TAP), real kernel listeners
 //!    '----- up0 (veth) --------- eth0 of a peer namespace (where one is made)
 //! ```
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -28,13 +17,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// Timeout for a condition to become true.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Returns true if the test may make namespaces; prints the reason otherwise. Fails in CI, where it
 /// must be possible.
-pub(crate) fn privileged() -> bool {
+pub fn privileged() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         assert!(
@@ -47,12 +36,13 @@ pub(crate) fn privileged() -> bool {
 }
 
 /// A network namespace, removed on drop.
-pub(crate) struct Namespace {
+pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    pub(crate) fn new(tag: &str) -> Self {
+    /// Makes a namespace whose name ends with `tag`.
+    pub fn new(tag: &str) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("rc-{}-{number}-{tag}", std::process::id());
         command("ip", &["netns", "add", &name]);
@@ -69,22 +59,23 @@ impl Namespace {
         namespace
     }
 
-    pub(crate) fn name(&self) -> &str {
+    /// Returns the name by which `ip netns` knows the namespace.
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Runs `ip` in the namespace; spaces separate the arguments.
-    pub(crate) fn ip(&self, arguments: &str) {
+    pub fn ip(&self, arguments: &str) {
         self.within("ip", arguments);
     }
 
     /// Runs `tc` in the namespace.
-    pub(crate) fn tc(&self, arguments: &str) {
+    pub fn tc(&self, arguments: &str) {
         self.within("tc", arguments);
     }
 
     /// Runs `bridge` in the namespace and returns its output.
-    pub(crate) fn bridge(&self, arguments: &str) -> String {
+    pub fn bridge(&self, arguments: &str) -> String {
         self.within("bridge", arguments)
     }
 
@@ -96,7 +87,7 @@ impl Namespace {
     }
 
     /// Runs a closure on a thread in this namespace.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -110,7 +101,7 @@ impl Namespace {
 
     /// Runs a closure on a thread in this namespace with a separate BPF file system, whose path the
     /// closure gets. The file system disappears when the closure returns.
-    pub(crate) fn run_with_bpffs<T: Send>(&self, work: impl FnOnce(&Path) -> T + Send) -> T {
+    pub fn run_with_bpffs<T: Send>(&self, work: impl FnOnce(&Path) -> T + Send) -> T {
         let directory = tempfile::tempdir().expect("temporary directory");
         self.run(|| {
             unshare(CloneFlags::CLONE_NEWNS).expect("own mount namespace");
@@ -129,7 +120,8 @@ impl Namespace {
         })
     }
 
-    pub(crate) fn ifindex(&self, interface: &str) -> u32 {
+    /// Returns the index of an interface by name.
+    pub fn ifindex(&self, interface: &str) -> u32 {
         self.run(|| nix::net::if_::if_nametoindex(interface))
             .unwrap_or_else(|error| panic!("{interface}: {error}"))
     }
@@ -140,7 +132,7 @@ impl Namespace {
     }
 
     /// Makes a bridge that snoops MLDv2, with a link-local and a global address.
-    pub(crate) fn add_bridge(&self, name: &str) {
+    pub fn add_bridge(&self, name: &str) {
         self.ip(&format!(
             "link add {name} type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 0"
         ));
@@ -149,7 +141,7 @@ impl Namespace {
     }
 
     /// Connects two namespaces by a veth pair; this end becomes a port of `bridge`.
-    pub(crate) fn add_peer(&self, bridge: &str, port: &str, peer: &Self, peer_interface: &str) {
+    pub fn add_peer(&self, bridge: &str, port: &str, peer: &Self, peer_interface: &str) {
         self.ip(&format!(
             "link add {port} type veth peer name {peer_interface} netns {}",
             peer.name
@@ -168,7 +160,7 @@ impl Drop for Namespace {
 }
 
 /// Runs a command that must succeed. Returns its output.
-pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
+pub fn command(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -183,7 +175,7 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Waits until a condition returns a value.
-pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = lab::wait::end_after(DEADLINE);
     loop {
         if let Some(value) = condition() {

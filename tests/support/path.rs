@@ -6,14 +6,6 @@
 //!                                       router    leak       '------- up1    neighbour
 //! ```
 
-#![allow(dead_code, reason = "shared by several test targets")]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
-
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
@@ -27,15 +19,17 @@ use super::relay::Relayed;
 use super::tap::Guest;
 
 /// UDP ports of the stream.
-pub(crate) const PORTS: (u16, u16) = (5000, 5004);
-/// Addresses of the sender, the relay and the agent.
-pub(crate) const SENDER: &str = "2001:db8:5::1";
-pub(crate) const RELAY: &str = "2001:db8:7::1";
-pub(crate) const AGENT: &str = "2001:db8:9::1";
+pub const PORTS: (u16, u16) = (5000, 5004);
+/// Address of the sender.
+pub const SENDER: &str = "2001:db8:5::1";
+/// Address of the relay towards agents.
+pub const RELAY: &str = "2001:db8:7::1";
+/// Address of the agent's host.
+pub const AGENT: &str = "2001:db8:9::1";
 /// Source-specific address, so that the guest listens to the true source only.
-pub(crate) const GROUP: &str = "ff3e::1234";
+pub const GROUP: &str = "ff3e::1234";
 /// Packets with this number or a higher one are larger than a page.
-pub(crate) const JUMBO: u32 = 1 << 20;
+pub const JUMBO: u32 = 1 << 20;
 /// MTU that these packets need.
 const JUMBO_MTU: u32 = 9000;
 /// Longer than the transit time of any packet.
@@ -43,18 +37,27 @@ const QUIET: Duration = Duration::from_millis(300);
 /// Socket buffer for all packets of a test, bytes.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-pub(crate) struct Path {
-    pub(crate) sender: Namespace,
-    pub(crate) relay: Namespace,
-    pub(crate) transit: Namespace,
-    pub(crate) host: Namespace,
-    pub(crate) neighbour: Namespace,
-    pub(crate) guest: Guest,
-    pub(crate) bystander: Guest,
+/// The namespaces, in the order of the path, and both guests.
+pub struct Path {
+    /// Where the multicast stream starts.
+    pub sender: Namespace,
+    /// Host of the relay.
+    pub relay: Namespace,
+    /// Router between relay and agent.
+    pub transit: Namespace,
+    /// Host of the agent and the guests.
+    pub host: Namespace,
+    /// Host on another port of the agent's bridge.
+    pub neighbour: Namespace,
+    /// Guest that listens.
+    pub guest: Guest,
+    /// Guest that does not listen.
+    pub bystander: Guest,
 }
 
 impl Path {
-    pub(crate) fn new() -> Self {
+    /// Makes the namespaces, and waits until the network works.
+    pub fn new() -> Self {
         let [sender, relay, transit, host, neighbour] =
             ["sender", "relay", "transit", "host", "neighbour"].map(Namespace::new);
         pair(&sender, "s0", &relay, "r0");
@@ -123,13 +126,13 @@ impl Path {
 
     /// Switches the checksum offload of a veth's sending end. With offload, packets travel with a
     /// partial checksum.
-    pub(crate) fn offload(namespace: &Namespace, interface: &str, on: bool) {
+    pub fn offload(namespace: &Namespace, interface: &str, on: bool) {
         let state = if on { "on" } else { "off" };
         namespace.run(|| command("ethtool", &["-K", interface, "tx", state]));
     }
 
     /// Raises the MTU of every link for packets from [`JUMBO`] on.
-    pub(crate) fn raise_mtu(&self) {
+    pub fn raise_mtu(&self) {
         for (namespace, interface) in [
             (&self.sender, "s0"),
             (&self.relay, "r0"),
@@ -149,7 +152,7 @@ impl Path {
     }
 
     /// Attaches an agent's programs to the host, with the relayed flow.
-    pub(crate) fn agent(
+    pub fn agent(
         &self,
         bpffs: &std::path::Path,
         hook: Option<UplinkHook>,
@@ -171,7 +174,7 @@ impl Path {
     }
 
     /// Attaches a relay's program that watches the flow, without a subscriber.
-    pub(crate) fn relay(&self, bpffs: &std::path::Path, relayed: &Relayed) -> Datapath {
+    pub fn relay(&self, bpffs: &std::path::Path, relayed: &Relayed) -> Datapath {
         let datapath = Datapath::load(&super::host::config(bpffs)).unwrap();
         let ifindex = self.relay.ifindex("r0");
         datapath.attach_replicate(ifindex, "r0").unwrap();
@@ -181,7 +184,7 @@ impl Path {
     }
 
     /// Returns the sender's flow, relayed to an address of the host.
-    pub(crate) fn relayed(agent: &str) -> Relayed {
+    pub fn relayed(agent: &str) -> Relayed {
         let address = |text: &str| text.parse().unwrap();
         Relayed::new(
             (address(SENDER), PORTS.0),
@@ -192,7 +195,7 @@ impl Path {
     }
 
     /// Joins in the guest, and waits until the bridge knows the listener.
-    pub(crate) fn listen(&self) -> Receiver {
+    pub fn listen(&self) -> Receiver {
         let receiver = Receiver::join(&self.guest.namespace, "eth0");
         wait_for("bridge's entry of the listener", || {
             let entries = self.host.bridge("mdb show dev br0");
@@ -202,7 +205,7 @@ impl Path {
     }
 
     /// Sends packets, numbered from `first` on, each with its [`payload`].
-    pub(crate) fn send(&self, first: u32, count: u32) {
+    pub fn send(&self, first: u32, count: u32) {
         self.sender.run(|| {
             let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
             let ifindex = nix::net::if_::if_nametoindex("s0").unwrap();
@@ -220,7 +223,7 @@ impl Path {
 }
 
 /// Returns the payload of a packet: alternately 1400 and 100 bytes, 8900 from [`JUMBO`] on.
-pub(crate) fn payload(number: u32) -> Vec<u8> {
+pub fn payload(number: u32) -> Vec<u8> {
     let length = match number {
         JUMBO.. => 8900,
         _ if number.is_multiple_of(2) => 1400,
@@ -232,14 +235,14 @@ pub(crate) fn payload(number: u32) -> Vec<u8> {
 }
 
 /// A socket that listens to the stream, with its received packets.
-pub(crate) struct Receiver {
+pub struct Receiver {
     socket: UdpSocket,
     received: Vec<u32>,
 }
 
 impl Receiver {
     /// Joins in a namespace, with the true source only.
-    pub(crate) fn join(namespace: &Namespace, interface: &str) -> Self {
+    pub fn join(namespace: &Namespace, interface: &str) -> Self {
         let socket = namespace.run(|| {
             let socket = bind((Ipv6Addr::UNSPECIFIED, PORTS.1));
             let (group, source) = (GROUP.parse().unwrap(), SENDER.parse().unwrap());
@@ -250,7 +253,7 @@ impl Receiver {
     }
 
     /// Receives datagrams to an address of a namespace.
-    pub(crate) fn bind(namespace: &Namespace, address: (&str, u16)) -> Self {
+    pub fn bind(namespace: &Namespace, address: (&str, u16)) -> Self {
         let (text, port) = address;
         let socket = namespace.run(|| bind((text.parse().unwrap(), port)));
         Self::new(socket)
@@ -265,7 +268,7 @@ impl Receiver {
     }
 
     /// Receives until no packet arrives for a while; checks contents and source.
-    pub(crate) fn drain(&mut self, source: (&str, u16)) {
+    pub fn drain(&mut self, source: (&str, u16)) {
         let source = SocketAddrV6::new(source.0.parse().unwrap(), source.1, 0, 0);
         let mut buffer = [0; 9000];
         while let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
@@ -277,7 +280,7 @@ impl Receiver {
     }
 
     /// Waits until a number of packets have arrived.
-    pub(crate) fn expect(&mut self, count: usize, source: (&str, u16)) {
+    pub fn expect(&mut self, count: usize, source: (&str, u16)) {
         wait_for("packets of the stream", || {
             self.drain(source);
             (self.received.len() >= count).then_some(())
@@ -285,7 +288,7 @@ impl Receiver {
     }
 
     /// Returns the received numbers, sorted.
-    pub(crate) fn numbers(mut self) -> Vec<u32> {
+    pub fn numbers(mut self) -> Vec<u32> {
         self.received.sort_unstable();
         self.received
     }
@@ -306,7 +309,7 @@ fn bind((address, port): (Ipv6Addr, u16)) -> Socket {
 }
 
 /// Returns a counter of the kernel's IPv6 (`/proc/net/snmp6`).
-pub(crate) fn snmp6(namespace: &Namespace, name: &str) -> u64 {
+pub fn snmp6(namespace: &Namespace, name: &str) -> u64 {
     let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap());
     text.lines()
         .find_map(|line| {

@@ -1,12 +1,5 @@
 //! Relayed flows and their frames, built by etherparse, which shares no code with the programs.
 
-#![allow(
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "what fails here is the test that asked for it"
-)]
-#![allow(dead_code, reason = "shared by several test targets")]
-
 use std::net::Ipv6Addr;
 
 use common::maps::{
@@ -16,21 +9,23 @@ use common::relay::{self, Endpoints};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
 /// Ethernet source of incoming frames.
-pub(crate) const ROUTER_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+pub const ROUTER_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 /// Ethernet destination of incoming frames for one interface.
-pub(crate) const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
+pub const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
 
 /// A flow with its relayed form.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Relayed {
-    pub(crate) stream: StreamKey,
-    pub(crate) endpoints: Endpoints,
+pub struct Relayed {
+    /// Addresses and ports of the multicast flow.
+    pub stream: StreamKey,
+    /// Addresses and ports of the relayed flow.
+    pub endpoints: Endpoints,
 }
 
 impl Relayed {
     /// Makes a flow from its addresses and ports. Of the possible relayed port pairs, the first
     /// that fits the checksum is used.
-    pub(crate) fn new(
+    pub fn new(
         (source, source_port): (Ipv6Addr, u16),
         (multicast_address, destination_port): (Ipv6Addr, u16),
         relay_address: Ipv6Addr,
@@ -60,7 +55,7 @@ impl Relayed {
     }
 
     /// Returns the flow that most tests use.
-    pub(crate) fn usual() -> Self {
+    pub fn usual() -> Self {
         let address = |text: &str| text.parse().unwrap();
         Self::new(
             (address("2001:db8:5::1"), 5000),
@@ -70,7 +65,8 @@ impl Relayed {
         )
     }
 
-    pub(crate) fn flow_key(&self) -> RelayFlowKey {
+    /// Returns the key in `RELAY_FLOWS`.
+    pub fn flow_key(&self) -> RelayFlowKey {
         RelayFlowKey {
             relay_address: self.endpoints.relay_address,
             relay_port: self.endpoints.relay_port,
@@ -78,14 +74,16 @@ impl Relayed {
         }
     }
 
-    pub(crate) fn entry(&self) -> RelayFlowEntry {
+    /// Returns the value in `RELAY_FLOWS` of a flow without packets.
+    pub fn entry(&self) -> RelayFlowEntry {
         RelayFlowEntry {
             flow: self.flow(),
             usage: StreamUsage::default(),
         }
     }
 
-    pub(crate) fn flow(&self) -> RelayFlow {
+    /// Returns the flow as the agent enters it.
+    pub fn flow(&self) -> RelayFlow {
         let address_difference = relay::to_multicast(&self.stream, &self.endpoints);
         RelayFlow {
             session: 7,
@@ -96,14 +94,16 @@ impl Relayed {
         }
     }
 
-    pub(crate) fn relay_key(&self) -> RelayKey {
+    /// Returns the key of the relay's pair of hosts.
+    pub fn relay_key(&self) -> RelayKey {
         RelayKey {
             relay_address: self.endpoints.relay_address,
             agent_address: self.endpoints.agent_address,
         }
     }
 
-    pub(crate) fn subscriber(&self, lease_end_ns: u64) -> Subscriber {
+    /// Returns the subscriber as the relay enters it.
+    pub fn subscriber(&self, lease_end_ns: u64) -> Subscriber {
         let address_difference = relay::to_agent(&self.stream, &self.endpoints);
         Subscriber {
             lease_end_ns,
@@ -116,12 +116,12 @@ impl Relayed {
     }
 
     /// Returns a packet of the stream as multicast.
-    pub(crate) fn native(&self, payload: &[u8]) -> Vec<u8> {
+    pub fn native(&self, payload: &[u8]) -> Vec<u8> {
         self.multicast(ROUTER_MAC, 9, payload)
     }
 
     /// Returns the packet that the agent must restore from the datagram.
-    pub(crate) fn restored(&self, payload: &[u8]) -> Vec<u8> {
+    pub fn restored(&self, payload: &[u8]) -> Vec<u8> {
         self.multicast(*b"\x02rcast", 1, payload)
     }
 
@@ -138,7 +138,7 @@ impl Relayed {
     }
 
     /// Returns the packet as the relay sends it.
-    pub(crate) fn datagram(&self, payload: &[u8]) -> Vec<u8> {
+    pub fn datagram(&self, payload: &[u8]) -> Vec<u8> {
         let endpoints = &self.endpoints;
         frame(
             (ROUTER_MAC, endpoints.relay_address, endpoints.relay_port),
@@ -164,7 +164,7 @@ fn frame(
 }
 
 /// Returns true if etherparse finds the UDP checksum of a frame correct.
-pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
+pub fn checksum_is_right(frame: &[u8]) -> bool {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Udp(udp))) = (packet.net, packet.transport)
     else {

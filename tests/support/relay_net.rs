@@ -8,17 +8,6 @@
 //!
 //! The relay is the real program. The test takes the agent's side of the signalling, over real
 //! connections ([`Client`]).
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -42,24 +31,31 @@ use tempfile::TempDir;
 
 use super::netns::{DEADLINE, Namespace, command, wait_for};
 
-pub(crate) const SOURCE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2);
-pub(crate) const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
-pub(crate) const AGENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
+/// Address of the sender.
+pub const SOURCE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2);
+/// Address of the relay on the agent's link.
+pub const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+/// Address of the agent on the relay's link.
+pub const AGENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
 /// UDP source port of the sender.
-pub(crate) const SOURCE_PORT: u16 = 4000;
+pub const SOURCE_PORT: u16 = 4000;
 /// UDP destination port of the sender.
-pub(crate) const DESTINATION_PORT: u16 = 5004;
+pub const DESTINATION_PORT: u16 = 5004;
 
 /// The namespaces, and files for the programs in them.
-pub(crate) struct Net {
-    pub(crate) source: Namespace,
-    pub(crate) relay: Namespace,
-    pub(crate) agent: Namespace,
+pub struct Net {
+    /// Namespace of the sender.
+    pub source: Namespace,
+    /// Namespace of the relay, between both links.
+    pub relay: Namespace,
+    /// Namespace of the agent.
+    pub agent: Namespace,
     directory: TempDir,
 }
 
 impl Net {
-    pub(crate) fn new() -> Self {
+    /// Makes the namespaces with their links, and a certification authority.
+    pub fn new() -> Self {
         let (source, relay, agent) = (
             Namespace::new("source"),
             Namespace::new("relay"),
@@ -90,11 +86,13 @@ impl Net {
         }
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// Returns the path of a file by its name.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    /// Returns the path of the relay's control socket.
+    pub fn socket(&self) -> PathBuf {
         self.path("relay.sock")
     }
 
@@ -110,7 +108,7 @@ impl Net {
     }
 
     /// Writes the relay's configuration and returns its path.
-    pub(crate) fn configure(&self, bpffs: &Path, limits: &str) -> PathBuf {
+    pub fn configure(&self, bpffs: &Path, limits: &str) -> PathBuf {
         let files = self.certificate("relay1", Role::Relay, RELAY);
         // The lease outlasts a restart on a slow machine, but not the tests' timeouts.
         let lease_s = lab::wait::patience(Duration::from_secs(10)).as_secs();
@@ -133,7 +131,7 @@ impl Net {
     }
 
     /// Returns the JSON of the relay's `roamcast status`.
-    pub(crate) fn status(&self) -> serde_json::Value {
+    pub fn status(&self) -> serde_json::Value {
         let program = lab::binaries::path("roamcast").unwrap();
         let socket = self.socket();
         let arguments = ["status", "--json", "--socket", socket.to_str().unwrap()];
@@ -142,7 +140,7 @@ impl Net {
     }
 
     /// Returns true if the relay's kernel keeps the agent's link address resolved.
-    pub(crate) fn is_neighbour_kept(&self) -> bool {
+    pub fn is_neighbour_kept(&self) -> bool {
         let agent = AGENT.to_string();
         self.relay
             .run(|| command("ip", &["neigh", "show", "dev", "out0"]))
@@ -151,7 +149,7 @@ impl Net {
     }
 
     /// Returns true if the relay's interface is a member of an address, whoever joined.
-    pub(crate) fn is_joined(&self, address: Ipv6Addr) -> bool {
+    pub fn is_joined(&self, address: Ipv6Addr) -> bool {
         let hex: String = address
             .octets()
             .iter()
@@ -165,18 +163,19 @@ impl Net {
 }
 
 /// The relay's process; killed on drop.
-pub(crate) struct Relay(Child);
+pub struct Relay(Child);
 
 impl Relay {
     /// Starts the relay in the namespaces of the calling thread, and waits until it serves.
-    pub(crate) fn start(net: &Net, config: &Path) -> Self {
+    pub fn start(net: &Net, config: &Path) -> Self {
         let program = lab::binaries::path("roamcast").unwrap();
         let mut command = Command::new(program);
         command.arg("relay").arg("--config").arg(config);
         Self::run(net, command)
     }
 
-    pub(crate) fn run(net: &Net, mut command: Command) -> Self {
+    /// Starts the relay with a command that runs it, and waits until it serves.
+    pub fn run(net: &Net, mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         wait_for("the relay's socket", || {
             assert!(child.try_wait().unwrap().is_none(), "the relay has ended");
@@ -186,7 +185,7 @@ impl Relay {
     }
 
     /// Kills the relay as `kill -9` does.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
@@ -205,14 +204,14 @@ enum Order {
 }
 
 /// An agent's side of the signalling.
-pub(crate) struct Client {
+pub struct Client {
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     events: Receiver<PeerEvent>,
 }
 
 impl Client {
     /// Starts an agent with that name in the agent's namespace; it ends on drop.
-    pub(crate) fn start<'scope>(
+    pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         net: &'scope Net,
         name: &'scope str,
@@ -259,7 +258,7 @@ impl Client {
     }
 
     /// Connects, with as many attempts as necessary.
-    pub(crate) fn connect(&self) {
+    pub fn connect(&self) {
         wait_for("a connection to the relay", || {
             self.orders.send(Order::Connect).unwrap();
             loop {
@@ -276,13 +275,14 @@ impl Client {
         });
     }
 
-    pub(crate) fn send(&self, transaction: u64, message: impl Into<PeerMessage>) {
+    /// Sends a message to the relay.
+    pub fn send(&self, transaction: u64, message: impl Into<PeerMessage>) {
         let bytes = message.into().encode(transaction);
         self.orders.send(Order::Send(bytes)).unwrap();
     }
 
     /// Waits for the next message of a transaction.
-    pub(crate) fn message(&self, transaction: u64) -> PeerMessage {
+    pub fn message(&self, transaction: u64) -> PeerMessage {
         loop {
             if let PeerEvent::Frame(bytes) = self
                 .events
@@ -297,14 +297,16 @@ impl Client {
         }
     }
 
-    pub(crate) fn response(&self, transaction: u64) -> RelayResponse {
+    /// Waits for the response of a transaction, which must not be refused.
+    pub fn response(&self, transaction: u64) -> RelayResponse {
         match self.message(transaction) {
             PeerMessage::RelayResponse(response) => response,
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) fn refusal(&self, transaction: u64) -> String {
+    /// Waits for the reason with which the relay refuses a transaction.
+    pub fn refusal(&self, transaction: u64) -> String {
         match self.message(transaction) {
             PeerMessage::RelayRelease(RelayRelease(reason)) => reason.text,
             other => panic!("{other:?}"),
@@ -313,7 +315,7 @@ impl Client {
 }
 
 /// Returns a request for any source, or for the given ones.
-pub(crate) fn request(address: Ipv6Addr, sources: &[Ipv6Addr]) -> RelayRequest {
+pub fn request(address: Ipv6Addr, sources: &[Ipv6Addr]) -> RelayRequest {
     let filter_mode = if sources.is_empty() {
         FilterMode::Exclude
     } else {
@@ -333,14 +335,15 @@ const DATAGRAM_BYTES: usize = 1450;
 const INTERVAL: Duration = Duration::from_micros(580);
 
 /// A stream of numbered datagrams.
-pub(crate) struct Sender<'scope> {
+pub struct Sender<'scope> {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
     thread: Option<ScopedJoinHandle<'scope, ()>>,
 }
 
 impl<'scope> Sender<'scope> {
-    pub(crate) fn start(
+    /// Starts a stream at 20 Mbit/s.
+    pub fn start(
         scope: &'scope Scope<'scope, '_>,
         net: &'scope Net,
         address: Ipv6Addr,
@@ -376,7 +379,7 @@ impl<'scope> Sender<'scope> {
     }
 
     /// Stops the stream. Returns the number of datagrams sent.
-    pub(crate) fn stop(mut self) -> u32 {
+    pub fn stop(mut self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -393,13 +396,14 @@ impl Drop for Sender<'_> {
 
 /// Datagrams to one port of the agent, received on a socket; the kernel drops those with a wrong
 /// checksum.
-pub(crate) struct Received {
+pub struct Received {
     numbers: Arc<Mutex<Vec<u32>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Received {
-    pub(crate) fn start<'scope>(
+    /// Receives at one port of the agent from one port of the relay.
+    pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         net: &'scope Net,
         relay_port: u16,
@@ -433,12 +437,13 @@ impl Received {
         Self { numbers, stop }
     }
 
-    pub(crate) fn numbers(&self) -> Vec<u32> {
+    /// Returns the numbers of all datagrams so far.
+    pub fn numbers(&self) -> Vec<u32> {
         self.numbers.lock().unwrap().clone()
     }
 
     /// Waits for this many more datagrams.
-    pub(crate) fn more(&self, count: usize) {
+    pub fn more(&self, count: usize) {
         let before = self.numbers().len();
         wait_for("more datagrams", || {
             (self.numbers().len() >= before + count).then_some(())

@@ -1,15 +1,4 @@
 //! Both ends of the signalling: agents on the real `Peers`, and clients that follow no rules.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,20 +26,24 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Timeout that no step exceeds, even on a busy machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
-pub(crate) struct Pki {
-    pub(crate) directory: TempDir,
+/// A certification authority of the signalling.
+pub struct Pki {
+    /// Place of the keys and certificates.
+    pub directory: TempDir,
 }
 
 impl Pki {
-    pub(crate) fn new() -> Self {
+    /// Makes an authority.
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         pki::init(directory.path(), "test CA", Validity::days(1)).unwrap();
         Self { directory }
     }
 
-    pub(crate) fn issue(&self, name: &str, role: Role, validity: Validity) -> TlsFiles {
+    /// Issues a certificate with this validity.
+    pub fn issue(&self, name: &str, role: Role, validity: Validity) -> TlsFiles {
         let request = IssueRequest {
             name: name.to_owned(),
             role,
@@ -61,20 +54,24 @@ impl Pki {
         TlsFiles::from(&issued.signalling)
     }
 
-    pub(crate) fn valid(&self, name: &str) -> TlsFiles {
+    /// Issues an agent's certificate that is valid now.
+    pub fn valid(&self, name: &str) -> TlsFiles {
         self.of_role(name, Role::Agent)
     }
 
-    pub(crate) fn of_role(&self, name: &str, role: Role) -> TlsFiles {
+    /// Issues a certificate for a role that is valid now.
+    pub fn of_role(&self, name: &str, role: Role) -> TlsFiles {
         self.issue(name, role, Validity::days(1))
     }
 
-    pub(crate) fn ca(&self) -> PathBuf {
+    /// Returns the path of the authority's own certificate.
+    pub fn ca(&self) -> PathBuf {
         self.directory.path().join("signalling/cacert.pem")
     }
 }
 
-pub(crate) fn yesterday() -> Validity {
+/// Returns a validity that ended a day ago.
+pub fn yesterday() -> Validity {
     let mut validity = Validity::days(0);
     validity.not_before -= Duration::from_secs(2 * 86_400);
     validity.not_after -= Duration::from_secs(86_400);
@@ -82,29 +79,29 @@ pub(crate) fn yesterday() -> Validity {
 }
 
 /// Returns the endpoint of an agent that listens on `address`.
-pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
+pub fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint {
         role: Role::Agent,
         address: address.to_string(),
     }
 }
 
-pub(crate) struct Agent {
-    pub(crate) peers: Peers,
-    pub(crate) events: mpsc::Receiver<FromPeer>,
+/// One end of the signalling.
+pub struct Agent {
+    /// Connections to all peers.
+    pub peers: Peers,
+    /// What the connections report.
+    pub events: mpsc::Receiver<FromPeer>,
 }
 
 impl Agent {
-    pub(crate) fn start(
-        pki: &Pki,
-        name: &str,
-        peers: &[(&str, SocketAddr)],
-        admit: &[&str],
-    ) -> Self {
+    /// Starts an agent on a free port, with a new certificate.
+    pub fn start(pki: &Pki, name: &str, peers: &[(&str, SocketAddr)], admit: &[&str]) -> Self {
         Self::on(localhost(0), &pki.valid(name), name, peers, admit)
     }
 
-    pub(crate) fn on(
+    /// Starts an agent with this address and certificate.
+    pub fn on(
         listen: SocketAddr,
         files: &TlsFiles,
         name: &str,
@@ -115,7 +112,7 @@ impl Agent {
     }
 
     /// Starts an instance of another role, whose peers are agents.
-    pub(crate) fn of_role(
+    pub fn of_role(
         role: Role,
         listen: SocketAddr,
         files: &TlsFiles,
@@ -129,7 +126,8 @@ impl Agent {
         Self::new(role, listen, files, name, peers, admit)
     }
 
-    pub(crate) fn new(
+    /// Starts an instance of a role with peers of any role.
+    pub fn new(
         role: Role,
         listen: SocketAddr,
         files: &TlsFiles,
@@ -153,11 +151,13 @@ impl Agent {
         Self { peers, events }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Returns the address on which the instance listens.
+    pub fn address(&self) -> SocketAddr {
         self.peers.local_address()
     }
 
-    pub(crate) async fn event(&mut self) -> (String, PeerEvent) {
+    /// Waits for the next event. Returns the peer's name with it.
+    pub async fn event(&mut self) -> (String, PeerEvent) {
         let from = timeout(DEADLINE, self.events.recv())
             .await
             .expect("no event in time")
@@ -165,7 +165,8 @@ impl Agent {
         (from.peer, from.event)
     }
 
-    pub(crate) async fn up(&mut self, peer: &str) {
+    /// Waits for the connection to a peer; no other event may come before.
+    pub async fn up(&mut self, peer: &str) {
         let (who, event) = self.event().await;
         assert!(
             who == peer && matches!(event, PeerEvent::Up { .. }),
@@ -173,21 +174,24 @@ impl Agent {
         );
     }
 
-    pub(crate) async fn down(&mut self, peer: &str) -> String {
+    /// Waits for the end of the connection to a peer. Returns the reason.
+    pub async fn down(&mut self, peer: &str) -> String {
         match self.event().await {
             (name, PeerEvent::Down { reason }) if name == peer => reason,
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) async fn frame(&mut self, peer: &str) -> Vec<u8> {
+    /// Waits for a frame of a peer.
+    pub async fn frame(&mut self, peer: &str) -> Vec<u8> {
         match self.event().await {
             (name, PeerEvent::Frame(bytes)) if name == peer => bytes.into(),
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) fn counter(&self, name: &str) -> u64 {
+    /// Returns a counter by name.
+    pub fn counter(&self, name: &str) -> u64 {
         self.peers
             .counters()
             .into_iter()
@@ -195,7 +199,8 @@ impl Agent {
             .unwrap_or_else(|| panic!("no counter {name}"))
     }
 
-    pub(crate) async fn counted(&self, name: &str, value: u64) {
+    /// Waits until a counter has a value.
+    pub async fn counted(&self, name: &str, value: u64) {
         let wait = async {
             while self.counter(name) != value {
                 sleep(Duration::from_millis(5)).await;
@@ -207,16 +212,18 @@ impl Agent {
     }
 }
 
-pub(crate) fn localhost(port: u16) -> SocketAddr {
+/// Returns the loopback address with this port.
+pub fn localhost(port: u16) -> SocketAddr {
     (Ipv6Addr::LOCALHOST, port).into()
 }
 
-pub(crate) fn message(text: &str) -> Vec<u8> {
+/// Returns an encoded message with this text.
+pub fn message(text: &str) -> Vec<u8> {
     PeerMessage::from(ErrorMessage(Reason::unspecified(text.to_owned()))).encode(1)
 }
 
 /// Makes a TLS client that follows no rules.
-pub(crate) fn client(
+pub fn client(
     ca: &PathBuf,
     own: Option<&TlsFiles>,
     versions: &[&'static SupportedProtocolVersion],
@@ -241,17 +248,15 @@ pub(crate) fn client(
     TlsConnector::from(Arc::new(config))
 }
 
-pub(crate) async fn connect(
-    connector: &TlsConnector,
-    agent: &Agent,
-) -> io::Result<TlsStream<TcpStream>> {
+/// Connects a client to an agent.
+pub async fn connect(connector: &TlsConnector, agent: &Agent) -> io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(agent.address()).await?;
     let name = ServerName::try_from("vms1").unwrap();
     timeout(DEADLINE, connector.connect(name, stream)).await?
 }
 
 /// Reads until the agent closes the connection.
-pub(crate) async fn read_to_end(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
+pub async fn read_to_end(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = timeout(DEADLINE, stream.read_to_end(&mut bytes))
         .await
@@ -260,7 +265,7 @@ pub(crate) async fn read_to_end(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
 }
 
 /// Connects as a peer does, up to the verdict "accepted".
-pub(crate) async fn accepted(pki: &Pki, files: &TlsFiles, agent: &Agent) -> TlsStream<TcpStream> {
+pub async fn accepted(pki: &Pki, files: &TlsFiles, agent: &Agent) -> TlsStream<TcpStream> {
     let connector = client(&pki.ca(), Some(files), &[&version::TLS13]);
     let mut stream = connect(&connector, agent).await.unwrap();
     let mut verdict = [0xff; 5];

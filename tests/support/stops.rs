@@ -1,20 +1,15 @@
 //! Stops of a VM that vhost-net serves: their parameters, their outcome, and the check of the
 //! agent's cuts.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use common::signal::{CutBasis, FlowCut, NicCut};
+use common::testing::frame::address;
 use lab::main_loop::HeldUp;
 use proptest::prelude::*;
 
 use super::bridged::GROUP;
-use super::frame::address;
 use super::vmm::Ring;
 
 /// Stops between two progress messages.
@@ -29,47 +24,54 @@ const TOO_LATE_US: u64 = 1_100_000;
 /// Limit of the frames that QEMU reads per queue.
 const MOST_READS: u8 = 2;
 /// Payload of a datagram, bytes.
-pub(crate) const PAYLOAD_BYTES: usize = 1000;
+pub const PAYLOAD_BYTES: usize = 1000;
 /// Offset of the payload in a frame, bytes.
-pub(crate) const PAYLOAD_AT: usize = 62;
+pub const PAYLOAD_AT: usize = 62;
 /// Offset of the UDP destination port in a frame, bytes.
 const PORT_AT: usize = 56;
 /// Destination port of the first flow.
-pub(crate) const PORT: u16 = 5004;
+pub const PORT: u16 = 5004;
 /// Position of the IPv6 destination in a frame.
 const DESTINATION: std::ops::Range<usize> = 38..54;
 
 /// Parameters of one stop; times in microseconds.
 #[derive(Clone, Debug)]
-pub(crate) struct Stop {
-    pub(crate) ring: Ring,
+pub struct Stop {
+    /// Receive ring of each queue.
+    pub ring: Ring,
     /// Length of each of the TAP's queues, frames.
-    pub(crate) room: u32,
-    pub(crate) load: Load,
+    pub room: u32,
+    /// Traffic before and during the stop.
+    pub load: Load,
     /// Shortest time for which the stream runs before the stop.
-    pub(crate) before_us: u64,
-    /// Interval at which the guest polls its rings, and frames per poll.
-    pub(crate) look_us: u64,
-    pub(crate) most: usize,
-    /// Whether the agent sees the main loop, the loop's first action, and its duration.
-    pub(crate) is_seen: bool,
-    pub(crate) held_up: HeldUp,
-    pub(crate) main_loop_us: u64,
+    pub before_us: u64,
+    /// Interval at which the guest polls its rings.
+    pub look_us: u64,
+    /// Most frames that the guest takes per poll.
+    pub most: usize,
+    /// Whether the agent sees the main loop.
+    pub is_seen: bool,
+    /// What keeps the main loop from its work.
+    pub held_up: HeldUp,
+    /// Time for which the main loop is held up.
+    pub main_loop_us: u64,
     /// Frames that the main loop reads from each queue.
-    pub(crate) reads: u8,
+    pub reads: u8,
     /// Time from the stop until the agent learns of it.
-    pub(crate) agent_us: u64,
+    pub agent_us: u64,
 }
 
 /// Traffic to the VM.
 #[derive(Clone, Debug)]
-pub(crate) struct Load {
-    pub(crate) flows: u16,
+pub struct Load {
+    /// Number of flows of the stream.
+    pub flows: u16,
     /// One in this many frames belongs to no stream; 0 for none.
-    pub(crate) other_every: u32,
-    /// Frames per burst, and the time between two bursts.
-    pub(crate) burst: u32,
-    pub(crate) pause_us: u64,
+    pub other_every: u32,
+    /// Number of frames per burst.
+    pub burst: u32,
+    /// Time between two bursts, microseconds.
+    pub pause_us: u64,
 }
 
 fn rings() -> impl Strategy<Value = Ring> {
@@ -122,7 +124,8 @@ fn guests() -> impl Strategy<Value = (u64, usize)> {
 }
 
 prop_compose! {
-    pub(crate) fn stops()(
+    /// Generates stops.
+    pub fn stops()(
         ring in rings(),
         room in prop_oneof![1 => Just(80_u32), 2 => Just(1000)],
         load in loads(),
@@ -149,9 +152,10 @@ prop_compose! {
 }
 
 /// A datagram of a stream: the number of its flow, and the number within the flow.
-pub(crate) type Datagram = (u16, u32);
+pub type Datagram = (u16, u32);
 
-pub(crate) fn datagram(frame: &[u8]) -> Option<Datagram> {
+/// Returns the datagram of a frame, if the frame belongs to a stream.
+pub fn datagram(frame: &[u8]) -> Option<Datagram> {
     let number = frame.get(PAYLOAD_AT..PAYLOAD_AT + 4)?;
     if frame[DESTINATION] != address(GROUP) {
         return None;
@@ -162,22 +166,25 @@ pub(crate) fn datagram(frame: &[u8]) -> Option<Datagram> {
 }
 
 /// Outcome of one stop.
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// The agent's cuts, including the revision.
-    pub(crate) cuts: Vec<NicCut>,
-    pub(crate) had: Vec<Datagram>,
-    pub(crate) left: Vec<Datagram>,
+    pub cuts: Vec<NicCut>,
+    /// Datagrams that the VM received.
+    pub had: Vec<Datagram>,
+    /// Datagrams that were left in the TAP.
+    pub left: Vec<Datagram>,
 }
 
 impl Outcome {
-    pub(crate) fn cut(&self) -> &NicCut {
+    /// Returns the cut that counts, which is the last one.
+    pub fn cut(&self) -> &NicCut {
         self.cuts.last().expect("a cut")
     }
 
     /// Returns a description of the error in the agent's cuts: packets that the VM would lose or
     /// receive twice. If the agent says that the cut may be too early, the cut must not be too
     /// late.
-    pub(crate) fn fault(&self, stop: &Stop) -> Option<String> {
+    pub fn fault(&self, stop: &Stop) -> Option<String> {
         let mut last = BTreeMap::<u16, u32>::new();
         let mut is_in_order =
             |(flow, number): &Datagram| last.insert(*flow, *number) < Some(*number);
@@ -220,19 +227,26 @@ impl Outcome {
 
 /// Counts of cuts by their basis.
 #[derive(Default)]
-pub(crate) struct Tally {
-    pub(crate) stops: u32,
-    pub(crate) exact: u32,
-    pub(crate) overflow: u32,
-    pub(crate) time: u32,
-    pub(crate) revised: u32,
+pub struct Tally {
+    /// All stops.
+    pub stops: u32,
+    /// Cuts by the kernel's count.
+    pub exact: u32,
+    /// Cuts by the overflow of a queue.
+    pub overflow: u32,
+    /// Cuts by time.
+    pub time: u32,
+    /// Stops whose cut the agent revised.
+    pub revised: u32,
     /// Exact cuts among those with a visible main loop.
-    pub(crate) seen: u32,
-    pub(crate) faults: Vec<String>,
+    pub seen: u32,
+    /// Descriptions of wrong cuts.
+    pub faults: Vec<String>,
 }
 
 impl Tally {
-    pub(crate) fn take(&mut self, stop: &Stop, outcome: &Outcome) {
+    /// Counts a stop, and prints the counts now and then.
+    pub fn take(&mut self, stop: &Stop, outcome: &Outcome) {
         self.stops += 1;
         self.revised += u32::from(outcome.cuts.len() > 1);
         match outcome.cut().basis {

@@ -1,16 +1,5 @@
 //! A guest behind a real TAP. The guest's NIC is a second TAP in a separate namespace, and a thread
 //! carries frames between the two, as a hypervisor does.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 #![allow(unsafe_code, reason = "TUNSETIFF is an ioctl")]
 
 use std::fs::{File, OpenOptions};
@@ -25,8 +14,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netns::Namespace;
 
-nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, Request);
-
 /// `struct ifreq` with flags: 40 bytes.
 #[repr(C)]
 struct Request {
@@ -35,8 +22,25 @@ struct Request {
     padding: [u8; 22],
 }
 
-nix::ioctl_write_ptr_bad!(set_header_bytes, 0x4004_54d8, libc::c_int);
-nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(
+        /// `TUNSETIFF`: makes the TAP.
+        set_interface,
+        0x4004_54ca,
+        super::Request
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// `TUNSETVNETHDRSZ`: length of the header in front of each frame.
+        set_header_bytes,
+        0x4004_54d8,
+        libc::c_int
+    );
+    nix::ioctl_write_int_bad!(
+        /// `TUNSETOFFLOAD`: aggregates and partial checksums that the reader takes.
+        set_offload,
+        0x4004_54d0
+    );
+}
 
 /// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`, `TUN_F_USO4` and `TUN_F_USO6`.
 const EVERY_OFFLOAD: libc::c_int = 0x67;
@@ -47,22 +51,23 @@ const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 
 /// `struct virtio_net_hdr_v1`, bytes.
-pub(crate) const HEADER_BYTES: usize = 12;
+pub const HEADER_BYTES: usize = 12;
 
 /// Opens a TAP in the namespace of the calling thread; the TAP disappears when the file is closed.
-pub(crate) fn open(name: &str) -> File {
+pub fn open(name: &str) -> File {
     open_as(name, IFF_TAP | IFF_NO_PI)
 }
 
 /// Opens a TAP with several queues, one file each. Each frame has [`HEADER_BYTES`] in front, as for
 /// QEMU and vhost-net.
-pub(crate) fn open_queues(name: &str, queues: usize) -> Vec<File> {
+pub fn open_queues(name: &str, queues: usize) -> Vec<File> {
     let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
     let open = || {
         let file = open_as(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several);
         let bytes = HEADER_BYTES as libc::c_int;
         // SAFETY: the number is live and of the size that the ioctl reads.
-        unsafe { set_header_bytes(file.as_raw_fd(), &raw const bytes) }.expect("TUNSETVNETHDRSZ");
+        unsafe { ioctl::set_header_bytes(file.as_raw_fd(), &raw const bytes) }
+            .expect("TUNSETVNETHDRSZ");
         file
     };
     (0..queues).map(|_| open()).collect()
@@ -70,13 +75,13 @@ pub(crate) fn open_queues(name: &str, queues: usize) -> Vec<File> {
 
 /// Makes a TAP accept aggregates of TCP and UDP whole, as QEMU does for a capable guest. Returns
 /// false if the kernel has no UDP aggregates.
-pub(crate) fn takes_aggregates(tap: &File) -> bool {
+pub fn takes_aggregates(tap: &File) -> bool {
     // SAFETY: the ioctl takes a number.
-    unsafe { set_offload(tap.as_raw_fd(), EVERY_OFFLOAD) }.is_ok()
+    unsafe { ioctl::set_offload(tap.as_raw_fd(), EVERY_OFFLOAD) }.is_ok()
 }
 
 /// Reads one frame from a TAP, as a hypervisor's main loop does; `None` if none arrives in time.
-pub(crate) fn read(mut tap: &File, patience: PollTimeout) -> Option<Vec<u8>> {
+pub fn read(mut tap: &File, patience: PollTimeout) -> Option<Vec<u8>> {
     let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, patience).expect("poll");
     let mut frame = vec![0; 2048];
@@ -100,15 +105,17 @@ fn open_as(name: &str, flags: u16) -> File {
         *target = byte;
     }
     // SAFETY: the request is a live structure of the size that the ioctl reads and writes.
-    unsafe { set_interface(file.as_raw_fd(), &raw const request) }.expect("TUNSETIFF");
+    unsafe { ioctl::set_interface(file.as_raw_fd(), &raw const request) }.expect("TUNSETIFF");
     file
 }
 
 /// A guest with one NIC, `eth0`, connected to a bridge by a TAP. Dropping the guest removes the
 /// TAP.
-pub(crate) struct Guest {
-    pub(crate) namespace: Namespace,
-    pub(crate) ifindex: u32,
+pub struct Guest {
+    /// Namespace of the guest, with `eth0`.
+    pub namespace: Namespace,
+    /// Interface index of the TAP at the host.
+    pub ifindex: u32,
     stop: Arc<AtomicBool>,
     pump: Option<JoinHandle<()>>,
 }
@@ -116,7 +123,7 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts a guest on a TAP named `port` of `bridge` in `host`. `version` forces the guest's MLD
     /// version (0: follow the querier).
-    pub(crate) fn start(host: &Namespace, bridge: &str, port: &str, version: u8) -> Self {
+    pub fn start(host: &Namespace, bridge: &str, port: &str, version: u8) -> Self {
         let namespace = Namespace::new(port);
         let outer = host.run(|| open(port));
         let inner = namespace.run(|| open("eth0"));

@@ -1,15 +1,4 @@
 //! tcpdump's view of the packets on an interface, as an independent parser.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use super::netns::{Namespace, wait_for};
 
 /// A running capture.
-pub(crate) struct Tcpdump {
+pub struct Tcpdump {
     child: Child,
     text: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
@@ -27,7 +16,7 @@ pub(crate) struct Tcpdump {
 
 impl Tcpdump {
     /// Starts tcpdump and waits until it captures.
-    pub(crate) fn start(namespace: &Namespace, interface: &str, filter: &str) -> Self {
+    pub fn start(namespace: &Namespace, interface: &str, filter: &str) -> Self {
         let mut child = Command::new("ip")
             .args(["netns", "exec", namespace.name()])
             .args(["tcpdump", "-i", interface])
@@ -61,21 +50,21 @@ impl Tcpdump {
     }
 
     /// Waits until tcpdump has printed a text.
-    pub(crate) fn wait_until_it_says(&self, what: &str) {
+    pub fn wait_until_it_says(&self, what: &str) {
         wait_for(what, || {
             self.text.lock().unwrap().contains(what).then_some(())
         });
     }
 
     /// Ends the capture. Returns the output lines; a packet may have several.
-    pub(crate) fn lines(self) -> Vec<String> {
+    pub fn lines(self) -> Vec<String> {
         let text = self.finish();
         let lines = text.lines().filter(|line| !line.is_empty());
         lines.map(str::to_owned).collect()
     }
 
     /// Ends the capture. Returns the output per packet.
-    pub(crate) fn packets(self) -> Vec<String> {
+    pub fn packets(self) -> Vec<String> {
         let text = self.finish();
         let joined = text.replace("\n\t", " ").replace("\n    ", " ");
         joined.lines().map(str::to_owned).collect()

@@ -1,15 +1,4 @@
 //! The part of an agent that attaches programs to ports, driven as by its event loop.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -24,14 +13,17 @@ use super::host::LIMITS;
 use super::netns::DEADLINE;
 
 /// Data path and ports of an agent.
-pub(crate) struct Tended {
-    pub(crate) datapath: Datapath,
-    pub(crate) hooks: Hooks,
+pub struct Tended {
+    /// Maps and programs.
+    pub datapath: Datapath,
+    /// Attachment of programs to ports.
+    pub hooks: Hooks,
     runtime: Runtime,
 }
 
 impl Tended {
-    pub(crate) fn start(config: &DatapathConfig) -> Self {
+    /// Loads the programs, and watches the ports of the calling thread's namespace.
+    pub fn start(config: &DatapathConfig) -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let datapath = Datapath::load(config).unwrap();
         let hooks = runtime.block_on(async { Hooks::watch(&datapath, LIMITS) });
@@ -43,7 +35,7 @@ impl Tended {
     }
 
     /// Adds a port to the bridge. `is_settled` says whether libvirt shows the port's domain.
-    pub(crate) fn add(&mut self, role: Role, name: &str, is_settled: bool) -> bool {
+    pub fn add(&mut self, role: Role, name: &str, is_settled: bool) -> bool {
         let port = Port {
             ifindex: nix::net::if_::if_nametoindex(name).unwrap(),
             name: name.to_owned(),
@@ -53,7 +45,7 @@ impl Tended {
     }
 
     /// Runs until a condition becomes true.
-    pub(crate) fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+    pub fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !condition(self) {
             assert!(
@@ -66,14 +58,14 @@ impl Tended {
     }
 
     /// Runs until all programs are attached.
-    pub(crate) fn until_attached(&mut self) {
+    pub fn until_attached(&mut self) {
         self.until("all programs attached", |agent| {
             agent.hooks.problems().is_empty()
         });
     }
 
     /// Handles what is due now.
-    pub(crate) fn step(&mut self) {
+    pub fn step(&mut self) {
         let bound = Duration::from_millis(10);
         let hooks = &mut self.hooks;
         let notice = self
@@ -88,7 +80,7 @@ impl Tended {
     }
 
     /// Handles all waiting notices.
-    pub(crate) fn catch_up(&mut self) {
+    pub fn catch_up(&mut self) {
         let bound = Duration::from_millis(10);
         let hooks = &mut self.hooks;
         while let Ok(notice) = self
@@ -100,19 +92,19 @@ impl Tended {
     }
 
     /// Surveys all programs, as the agent does periodically.
-    pub(crate) fn survey(&mut self) {
+    pub fn survey(&mut self) {
         let _entered = self.runtime.enter();
         self.hooks.survey();
     }
 
     /// Returns the programs of an interface as in `status`.
-    pub(crate) fn views(&self, ifindex: u32) -> BTreeMap<Program, HookView> {
+    pub fn views(&self, ifindex: u32) -> BTreeMap<Program, HookView> {
         views(&self.datapath, ifindex)
     }
 }
 
 /// Returns the programs of an interface as in `status`.
-pub(crate) fn views(datapath: &Datapath, ifindex: u32) -> BTreeMap<Program, HookView> {
+pub fn views(datapath: &Datapath, ifindex: u32) -> BTreeMap<Program, HookView> {
     let views = datapath
         .hooks()
         .unwrap()

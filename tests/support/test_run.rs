@@ -1,6 +1,5 @@
 //! Program test-run with options that aya 0.14 lacks.
 #![allow(unsafe_code, reason = "bpf(2) is a raw system call")]
-#![allow(dead_code, reason = "shared by several test targets")]
 
 use std::io;
 use std::os::fd::RawFd;
@@ -34,7 +33,7 @@ struct Attributes {
 
 /// Runs a TC program repeatedly on a frame. Returns the last verdict. Several threads may share the
 /// descriptor.
-pub(crate) fn verdict(program: RawFd, frame: &[u8], repeat: u32) -> io::Result<i32> {
+pub fn verdict(program: RawFd, frame: &[u8], repeat: u32) -> io::Result<i32> {
     let mut attributes = Attributes {
         program: program.unsigned_abs(),
         input_bytes: u32::try_from(frame.len()).map_err(io::Error::other)?,
@@ -66,7 +65,7 @@ fn run(attributes: &mut Attributes) -> io::Result<()> {
 
 /// Runs a TC program on a packet with such a sum. Returns the resulting packet, or the error if its
 /// sum is wrong; `None` if the kernel lacks the option.
-pub(crate) fn with_sum(program: RawFd, frame: &[u8]) -> Option<io::Result<Vec<u8>>> {
+pub fn with_sum(program: RawFd, frame: &[u8]) -> Option<io::Result<Vec<u8>>> {
     let mut output = vec![0; frame.len()];
     let length = u32::try_from(frame.len()).ok()?;
     let mut attributes = Attributes {

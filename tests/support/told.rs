@@ -1,53 +1,47 @@
 //! Reports of the traced programs, decoded from the bytes of the records.
 
-#![allow(
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "what fails here is the test that asked for it"
-)]
-#![allow(dead_code, reason = "shared by several test targets")]
-
 use common::maps::StreamKey;
 use common::trace::{Cpu, Decision, FRAME_BYTES, Filter, Program, Reason, Record};
 
-use crate::support::Kernel;
+use crate::kernel::Kernel;
 
 /// Far more lines per second than a test makes.
-pub(crate) const RATE: u32 = 1_000_000;
+pub const RATE: u32 = 1_000_000;
 
 /// A decision: program, verdict on the frame, and reason.
-pub(crate) type Told = (&'static str, &'static str, Option<&'static str>);
+pub type Told = (&'static str, &'static str, Option<&'static str>);
 
 /// Makes the programs report every decision.
-pub(crate) fn tell_everything(kernel: &mut Kernel) {
+pub fn tell_everything(kernel: &mut Kernel) {
     tell(kernel, Filter::everything(RATE));
 }
 
 /// Makes the programs report what a filter passes, with a full budget.
-pub(crate) fn tell(kernel: &mut Kernel, filter: Filter) {
+pub fn tell(kernel: &mut Kernel, filter: Filter) {
     kernel.set_array("TRACE_FILTER", 0, filter);
 }
 
 /// Takes the waiting records.
-pub(crate) fn records(kernel: &mut Kernel) -> Vec<Record> {
+pub fn records(kernel: &mut Kernel) -> Vec<Record> {
     let records = kernel.ring("TRACE");
     records.iter().map(|bytes| record(bytes)).collect()
 }
 
 /// Takes the only record.
-pub(crate) fn only(kernel: &mut Kernel) -> Record {
+pub fn only(kernel: &mut Kernel) -> Record {
     let records = records(kernel);
     assert_eq!(records.len(), 1, "{:?}", decisions(&records));
     records[0]
 }
 
 /// Returns the number of decisions that were left out.
-pub(crate) fn left_out(kernel: &mut Kernel) -> u64 {
+pub fn left_out(kernel: &mut Kernel) -> u64 {
     let cpus: Vec<Cpu> = kernel.per_cpu("TRACE_CPU");
     cpus.iter().map(|cpu| cpu.budget.left_out).sum()
 }
 
-pub(crate) fn decision(record: &Record) -> Told {
+/// Returns the names of what a record reports.
+pub fn decision(record: &Record) -> Told {
     (
         Program::from_number(record.program).unwrap().as_str(),
         Decision::from_number(record.decision).unwrap().as_str(),
@@ -55,12 +49,13 @@ pub(crate) fn decision(record: &Record) -> Told {
     )
 }
 
-pub(crate) fn decisions(records: &[Record]) -> Vec<Told> {
+/// Returns the names of what each record reports.
+pub fn decisions(records: &[Record]) -> Vec<Told> {
     records.iter().map(decision).collect()
 }
 
 /// Returns source and destination with their ports.
-pub(crate) fn flow(record: &Record) -> (([u8; 16], u16), ([u8; 16], u16)) {
+pub fn flow(record: &Record) -> (([u8; 16], u16), ([u8; 16], u16)) {
     let flow = record.flow().unwrap();
     (
         (flow.source, flow.source_port),

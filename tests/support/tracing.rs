@@ -1,16 +1,5 @@
 //! The tracing parts of an agent (gates, tracers and the operator's socket) over a data path that
 //! the test attaches; and operators who trace.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of several test files, each of which uses a part"
-)]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Shutdown;
@@ -38,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::netns::wait_for;
 
 /// The running parts. Dropping them stops them in the agent's order.
-pub(crate) struct Agent {
+pub struct Agent {
     directory: TempDir,
     gates: mpsc::UnboundedSender<GateCommand>,
     stop: Option<oneshot::Sender<()>>,
@@ -47,7 +36,7 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Starts the parts in the network namespace of the calling thread.
-    pub(crate) fn start(datapath: &Datapath) -> Self {
+    pub fn start(datapath: &Datapath) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let (gates, mut commands) = mpsc::unbounded_channel();
@@ -97,16 +86,18 @@ impl Agent {
         }
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    /// Returns the path of the control socket.
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("agent.sock")
     }
 
-    pub(crate) fn gate(&self, command: GateCommand) {
+    /// Gives the gates a command, as the agent's event loop does.
+    pub fn gate(&self, command: GateCommand) {
         self.gates.send(command).unwrap();
     }
 
     /// Returns true if the agent answers.
-    pub(crate) fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
         let mut line = String::new();
@@ -115,12 +106,12 @@ impl Agent {
     }
 
     /// Traces everything.
-    pub(crate) fn trace(&self) -> Tracer {
+    pub fn trace(&self) -> Tracer {
         self.trace_with(|_| ())
     }
 
     /// Traces with a modified request. Returns once the programs report.
-    pub(crate) fn trace_with(&self, change: impl FnOnce(&mut TraceRequest)) -> Tracer {
+    pub fn trace_with(&self, change: impl FnOnce(&mut TraceRequest)) -> Tracer {
         let mut request = TraceRequest {
             programs: Vec::new(),
             port: None,
@@ -152,14 +143,15 @@ impl Drop for Agent {
 }
 
 /// An operator on the socket itself.
-pub(crate) struct Tracer {
+pub struct Tracer {
     stream: UnixStream,
     replies: Arc<Mutex<Vec<Value>>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Tracer {
-    pub(crate) fn ask(socket: &Path, request: TraceRequest) -> Self {
+    /// Requests a trace, and reads the replies in the background.
+    pub fn ask(socket: &Path, request: TraceRequest) -> Self {
         let stream = asked(socket, request);
         let replies = Arc::<Mutex<Vec<Value>>>::default();
         let reader = {
@@ -180,7 +172,7 @@ impl Tracer {
     }
 
     /// Returns the decisions so far.
-    pub(crate) fn decisions(&self) -> Vec<Value> {
+    pub fn decisions(&self) -> Vec<Value> {
         let replies = self.replies.lock().unwrap();
         let told = replies.iter().filter(|it| it["reply"] == "trace");
         told.map(|it| it["data"].clone())
@@ -189,21 +181,21 @@ impl Tracer {
     }
 
     /// Returns the number of lines left out so far.
-    pub(crate) fn left_out(&self) -> u64 {
+    pub fn left_out(&self) -> u64 {
         let replies = self.replies.lock().unwrap();
         let left_out = replies.iter().map(|it| it["data"]["left_out"].as_u64());
         left_out.flatten().sum()
     }
 
     /// Returns the reason if the agent refused the trace.
-    pub(crate) fn refusal(&self) -> Option<String> {
+    pub fn refusal(&self) -> Option<String> {
         let replies = self.replies.lock().unwrap();
         let refusal = replies.iter().find(|it| it["reply"] == "error")?;
         Some(refusal["data"].as_str().unwrap().to_owned())
     }
 
     /// Waits for a decision of a program.
-    pub(crate) fn expect(&self, program: &str, decision: &str) -> Value {
+    pub fn expect(&self, program: &str, decision: &str) -> Value {
         wait_for(&format!("{program} {decision}"), || {
             self.decisions()
                 .into_iter()
@@ -222,7 +214,7 @@ impl Drop for Tracer {
 }
 
 /// Connects and requests a trace without reading it.
-pub(crate) fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
+pub fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     let mut line = serde_json::to_vec(&request::Agent::Trace(request)).unwrap();
     line.push(b'\n');
@@ -231,13 +223,14 @@ pub(crate) fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
 }
 
 /// A running `roamcast trace`, killed on drop.
-pub(crate) struct Program {
+pub struct Program {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Program {
-    pub(crate) fn start(socket: &Path, arguments: &[&str]) -> Self {
+    /// Starts the program with these further arguments.
+    pub fn start(socket: &Path, arguments: &[&str]) -> Self {
         let mut child = Command::new(lab::binaries::path("roamcast").unwrap())
             .arg("trace")
             .arg("--socket")
@@ -261,7 +254,7 @@ impl Program {
     }
 
     /// Waits for a line that contains all of these words.
-    pub(crate) fn expect(&self, words: &[&str]) -> String {
+    pub fn expect(&self, words: &[&str]) -> String {
         wait_for(&format!("a line with {words:?}"), || {
             let lines = self.lines.lock().unwrap();
             let mut found = lines.iter().filter(|line| {
@@ -273,16 +266,17 @@ impl Program {
     }
 
     /// Returns the first line, if there is one.
-    pub(crate) fn expect_any(&self) -> Option<String> {
+    pub fn expect_any(&self) -> Option<String> {
         self.lines.lock().unwrap().first().cloned()
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
     /// Waits for the end of the program.
-    pub(crate) fn end(&mut self) -> (ExitStatus, String) {
+    pub fn end(&mut self) -> (ExitStatus, String) {
         let status = wait_for("end of the program", || self.child.try_wait().unwrap());
         let errors = self.child.stderr.take().unwrap();
         (status, std::io::read_to_string(errors).unwrap())

@@ -3,10 +3,6 @@
 //! ```text
 //!   TAPs -- br0 (host) -- up0 -- r0 (router) r1 -- d0 (destination)
 //! ```
-#![allow(
-    clippy::unwrap_used,
-    reason = "what fails here is the test that asked for it"
-)]
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -16,25 +12,28 @@ use common::mat::neutral::neutral;
 use super::netns::Namespace;
 
 /// The router on the host's link.
-pub(crate) const ROUTER: &str = "2001:db8:1::fe";
+pub const ROUTER: &str = "2001:db8:1::fe";
 
 /// Returns an address in the prefix of a link: 1 is the host's link, 2 the destination's.
-pub(crate) fn moa(prefix: u16) -> Ipv6Addr {
+pub fn moa(prefix: u16) -> Ipv6Addr {
     let hoa: Ipv6Addr = "fd5e:6d61:74::1".parse().unwrap();
     let any = Ipv6Addr::new(0x2001, 0xdb8, prefix, 0, 0x1234, 0x5678, 0x9abc, 0);
     neutral(any.octets(), hoa.octets()).into()
 }
 
 /// The namespaces of host, router and destination.
-pub(crate) struct Net {
-    pub(crate) host: Namespace,
-    pub(crate) router: Namespace,
-    pub(crate) destination: Namespace,
+pub struct Net {
+    /// Host with the bridge.
+    pub host: Namespace,
+    /// Router between both links.
+    pub router: Namespace,
+    /// Host on the other link.
+    pub destination: Namespace,
 }
 
 impl Net {
     /// Makes the namespaces with all routes; the destination has the address [`moa`] of link 2.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let net = Self {
             host: Namespace::new("host"),
             router: Namespace::new("router"),

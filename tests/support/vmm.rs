@@ -10,7 +10,6 @@
 //! The ring is a split virtqueue (virtio 1.2 §2.7) with one descriptor per entry. A frame longer
 //! than a buffer takes several if the buffers are mergeable (§5.1.6.4). The kernel supports no
 //! packed rings for vhost-net.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::File;
 use std::path::Path;
@@ -55,7 +54,7 @@ const MAX_ENTRIES: u64 = 1024;
 const MEMORY_BYTES: u64 = BUFFERS_AT + MAX_ENTRIES * BUFFER_BYTES;
 
 /// Returns true if this kernel has vhost-net; prints a message otherwise.
-pub(crate) fn is_there() -> bool {
+pub fn is_there() -> bool {
     let is_there = Path::new("/dev/vhost-net").exists();
     if !is_there {
         println!("skipped: this kernel has no vhost-net");
@@ -65,17 +64,17 @@ pub(crate) fn is_there() -> bool {
 
 /// Ring that the guest's driver gives to the device.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ring {
+pub struct Ring {
     /// Number of entries, a power of two up to 1024.
-    pub(crate) entries: u16,
+    pub entries: u16,
     /// Whether a frame may take several buffers.
-    pub(crate) is_mergeable: bool,
+    pub is_mergeable: bool,
     /// Length of each buffer including the header, up to 2048 bytes.
-    pub(crate) buffer_bytes: u32,
+    pub buffer_bytes: u32,
 }
 
 /// A VM whose only device is the receive queue of one NIC.
-pub(crate) struct Vmm {
+pub struct Vmm {
     vhost: Net<Arc<GuestMemoryMmap>>,
     memory: Arc<GuestMemoryMmap>,
     kick: EventFd,
@@ -88,7 +87,7 @@ pub(crate) struct Vmm {
 
 impl Vmm {
     /// Starts the VM: vhost-net reads a queue of the TAP into an empty ring.
-    pub(crate) fn start(tap: &File, ring: Ring) -> Self {
+    pub fn start(tap: &File, ring: Ring) -> Self {
         let range = (GuestAddress(0), MEMORY_BYTES as usize);
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[range]).unwrap());
         let vhost = Net::new(memory.clone()).unwrap();
@@ -157,12 +156,12 @@ impl Vmm {
     }
 
     /// Stops the VM: frames in the ring belong to the guest, and vhost-net adds no more.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.vhost.set_backend(RECEIVE, None).unwrap();
     }
 
     /// Takes up to `most` frames out of the ring as the guest, and gives the buffers back.
-    pub(crate) fn take(&mut self, most: usize) -> Vec<Vec<u8>> {
+    pub fn take(&mut self, most: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while frames.len() < most && self.load(USED_AT + INDEX) != self.taken {
             let mut frame = self.take_buffer();

@@ -171,5 +171,4 @@ impl Context {
 }
 
 #[cfg(test)]
-#[path = "tests/copy.rs"]
 mod tests;

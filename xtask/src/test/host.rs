@@ -1,64 +1,51 @@
-//! Runs tests on stock kernels: builds the test programs, and runs them one after the other in one
-//! host machine per kernel.
+//! Runs tests on stock kernels: builds the test programs, and runs their modules one after the other
+//! in one host machine per kernel.
 
-use std::collections::BTreeMap;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use lab::machine::wire::FromMachine;
 use lab::machine::{self, Machine};
-use serde_json::Value;
 
-use super::levels::{Level, NOT_ON_HOST, QUICK, Selection, TARGETS, VM_ON_HOST};
+use super::Selection;
+use super::levels::{Level, NOT_ON_HOST, QUICK, VM_ON_HOST};
+use super::programs::{self, PACKAGE_VARIABLE, Run, package};
 use super::report::Report;
 use super::results::Tally;
 use crate::host::{self, MEMORY_MIB};
-use crate::run::{build, root, workspace};
+use crate::run::build;
 
 /// Script that runs the programs in the machine.
 const SCRIPT: &str = include_str!("run-tests.sh");
 
 /// Time limits.
 struct Limits {
-    /// Limit of one target in the machine.
-    target: Duration,
+    /// Limit of one module in the machine.
+    module: Duration,
     /// Limit of the whole machine.
     machine: Duration,
 }
 
 const WHOLE: Limits = Limits {
-    target: Duration::from_secs(30 * 60),
+    module: Duration::from_secs(30 * 60),
     machine: Duration::from_secs(90 * 60),
 };
 
-/// Limits of a quick run: a target that hangs must leave time for the others.
+/// Limits of a quick run: a module that hangs must leave time for the others.
 const QUICK_LIMITS: Limits = Limits {
-    target: Duration::from_secs(12 * 60),
+    module: Duration::from_secs(12 * 60),
     machine: Duration::from_secs(25 * 60),
 };
 
-/// Selection of tests.
+/// Tests to run on a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part<'a> {
     /// The tests that CI runs.
     Quick,
-    /// The tests of one level or of all levels that run on a stock kernel.
-    Level(Option<Level>),
-    /// Targets and tests by name.
-    Named(&'a [String]),
-}
-
-/// A test program, and its tests to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Run {
-    target: String,
-    program: PathBuf,
-    /// Names of tests; empty: all tests.
-    tests: Vec<String>,
+    /// Tests by name; without names, the tests of the levels that run on a stock kernel.
+    Selected(&'a Selection),
 }
 
 /// Runs tests on all kernels at the same time. Prints their output, the skipped tests with reasons,
@@ -67,11 +54,10 @@ struct Run {
 ///
 /// # Errors
 ///
-/// A test fails or hangs, a target runs no test, or the machine fails.
+/// A test fails or hangs, a module runs no test, or the machine fails.
 pub(super) fn run(kernels: &[&str], part: Part<'_>, tally: &mut Tally) -> Result<()> {
     build()?;
-    let programs = programs()?;
-    let runs = choose(part, &programs)?;
+    let runs = choose(part)?;
     let outcomes: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = kernels
             .iter()
@@ -109,7 +95,7 @@ fn report_on(
     named: bool,
     report: &mut Report,
 ) -> Result<()> {
-    eprintln!("==> {} test programs on kernel {kernel}", runs.len());
+    eprintln!("==> {} modules of tests on kernel {kernel}", runs.len());
     let prefix = if named {
         format!("{kernel} | ")
     } else {
@@ -118,7 +104,7 @@ fn report_on(
     let started = Instant::now();
     let limits = match part {
         Part::Quick => QUICK_LIMITS,
-        Part::Level(_) | Part::Named(_) => WHOLE,
+        Part::Selected(_) => WHOLE,
     };
     let machine = Machine {
         kernel: kernel.to_owned(),
@@ -128,7 +114,7 @@ fn report_on(
         output: None,
     };
     let mut printed = Vec::new();
-    let outcome = machine.run(&command(runs, limits.target), None, |message| {
+    let outcome = machine.run(&command(runs, limits.module), None, |message| {
         let FromMachine::Output(bytes) = message else {
             return host::show(message);
         };
@@ -143,7 +129,7 @@ fn report_on(
         }
         Ok(())
     });
-    report.close(runs.iter().map(|run| run.target.as_str()));
+    report.close(runs.iter().map(|run| run.module.as_str()));
     report.print(kernel, started.elapsed());
     outcome?;
     ensure!(
@@ -160,234 +146,40 @@ fn command(runs: &[Run], deadline: Duration) -> machine::Command {
         .to_vec();
     words.push(deadline.as_secs().to_string());
     for run in runs {
-        words.push(run.target.clone());
+        words.push(run.module.clone());
         words.push(run.program.display().to_string());
         words.push(run.tests.len().to_string());
         words.extend(run.tests.iter().cloned());
     }
     // The same environment as cargo gives a test program.
-    let package = root().join("tests");
     let mut environment = machine::environment();
-    environment.retain(|(name, _)| name != "CARGO_MANIFEST_DIR");
-    environment.push((
-        "CARGO_MANIFEST_DIR".to_owned(),
-        package.display().to_string(),
-    ));
+    environment.retain(|(name, _)| name != PACKAGE_VARIABLE);
+    environment.push((PACKAGE_VARIABLE.to_owned(), package().display().to_string()));
     machine::Command {
         words,
-        directory: package,
+        directory: package(),
         environment,
         terminal: None,
     }
 }
 
-/// Builds the test programs and returns their paths by target.
-fn programs() -> Result<BTreeMap<String, PathBuf>> {
-    let mut command = workspace("test");
-    command.args(["--no-run", "--message-format", "json-render-diagnostics"]);
-    for (_, targets) in TARGETS {
-        for target in targets {
-            command.args(["--test", target]);
-        }
-    }
-    eprintln!("==> build of the test programs");
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("Failed to start {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}",
-        output.status
-    );
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(test_program)
-        .collect())
-}
-
-/// Reads one message of cargo: the name of a test target and the path of its program.
-fn test_program(message: &str) -> Option<(String, PathBuf)> {
-    let message: Value = serde_json::from_str(message).ok()?;
-    let target = message.get("target")?;
-    let is_test = target
-        .get("kind")?
-        .as_array()?
-        .iter()
-        .any(|kind| kind == "test");
-    let name = target.get("name")?.as_str()?;
-    let program = message.get("executable")?.as_str()?;
-    is_test.then(|| (name.to_owned(), program.into()))
-}
-
-fn choose(part: Part<'_>, programs: &BTreeMap<String, PathBuf>) -> Result<Vec<Run>> {
-    let selected = |selection: &Selection| {
-        run_of(
-            selection.target,
-            selection
-                .tests
-                .iter()
-                .map(|&test| test.to_owned())
-                .collect(),
-            programs,
-        )
+fn choose(part: Part<'_>) -> Result<Vec<Run>> {
+    let selection = match part {
+        Part::Quick => return programs::named(&programs::built()?, QUICK),
+        Part::Selected(selection) => selection,
     };
-    match part {
-        Part::Quick => QUICK.iter().map(selected).collect(),
-        Part::Level(level) => {
-            let mut runs = Vec::new();
-            for (of, targets) in TARGETS {
-                if level.is_some_and(|level| level != of) {
-                    continue;
-                }
-                if of == Level::Vm {
-                    runs.extend(VM_ON_HOST.iter().map(selected));
-                    continue;
-                }
-                let targets = targets.iter().filter(|it| !NOT_ON_HOST.contains(it));
-                runs.extend(targets.map(|target| run_of(target, Vec::new(), programs)));
-            }
-            ensure!(
-                !runs.is_empty(),
-                "That level has nothing to run on a host machine: take program, network or vm"
-            );
-            runs.into_iter().collect()
-        }
-        Part::Named(names) => named(names, programs, listed),
+    let selected = selection.programs()?;
+    if !selection.names.is_empty() {
+        return programs::named(&selected, &selection.names);
     }
-}
-
-fn run_of(target: &str, tests: Vec<String>, programs: &BTreeMap<String, PathBuf>) -> Result<Run> {
-    let program = programs
-        .get(target)
-        .with_context(|| format!("cargo built no test program {target}"))?;
-    Ok(Run {
-        target: target.to_owned(),
-        program: program.clone(),
-        tests,
-    })
-}
-
-/// Finds targets and tests by name, each target once.
-fn named(
-    names: &[String],
-    programs: &BTreeMap<String, PathBuf>,
-    list: impl Fn(&Path) -> Result<Vec<String>>,
-) -> Result<Vec<Run>> {
-    let mut runs: Vec<Run> = Vec::new();
-    for name in names {
-        if programs.contains_key(name) {
-            runs.retain(|run| run.target != *name);
-            runs.push(run_of(name, Vec::new(), programs)?);
+    let mut runs = Vec::new();
+    for program in &selected {
+        if program.level == Level::Vm {
+            runs.extend(programs::named(&selected, VM_ON_HOST)?);
             continue;
         }
-        let mut found = false;
-        for (target, program) in programs {
-            let test = list(program)?
-                .into_iter()
-                .find(|test| test == name || test.rsplit("::").next() == Some(name));
-            let Some(test) = test else { continue };
-            found = true;
-            match runs.iter_mut().find(|run| run.target == *target) {
-                // The whole target is selected already.
-                Some(run) if run.tests.is_empty() => {}
-                Some(run) => run.tests.push(test),
-                None => runs.push(run_of(target, vec![test], programs)?),
-            }
-        }
-        if !found {
-            bail!("{name:?} is no test target of the tests package, nor a test of one");
-        }
+        let can_run = |run: &Run| !NOT_ON_HOST.contains(&run.module.as_str());
+        runs.extend(program.runs().into_iter().filter(can_run));
     }
     Ok(runs)
-}
-
-/// Returns the names of a program's tests.
-fn listed(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new(program)
-        .args(["--list", "--format", "terse"])
-        .output()
-        .with_context(|| format!("Failed to start {}", program.display()))?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-        .map(str::to_owned)
-        .collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn programs() -> BTreeMap<String, PathBuf> {
-        ["gate", "relay", "snoop"]
-            .map(|name| (name.to_owned(), PathBuf::from(format!("/t/{name}-1"))))
-            .into()
-    }
-
-    fn list(program: &Path) -> Result<Vec<String>> {
-        Ok(match program.to_str() {
-            Some("/t/gate-1") => vec!["opens".to_owned(), "closes".to_owned()],
-            Some("/t/relay-1") => vec!["inner::restores".to_owned()],
-            _ => Vec::new(),
-        })
-    }
-
-    fn names(names: &[&str]) -> Result<Vec<(String, Vec<String>)>> {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let runs = named(&names, &programs(), list)?;
-        Ok(runs
-            .into_iter()
-            .map(|run| (run.target, run.tests))
-            .collect())
-    }
-
-    #[test]
-    fn targets_and_tests_are_found_by_name() {
-        assert_eq!(
-            names(&["opens", "snoop", "closes", "restores"]).unwrap(),
-            [
-                (
-                    "gate".to_owned(),
-                    vec!["opens".to_owned(), "closes".to_owned()]
-                ),
-                ("snoop".to_owned(), Vec::new()),
-                ("relay".to_owned(), vec!["inner::restores".to_owned()]),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_whole_target_has_its_tests_once() {
-        for order in [["gate", "opens"], ["opens", "gate"]] {
-            assert_eq!(
-                names(&order).unwrap(),
-                [("gate".to_owned(), Vec::new())],
-                "{order:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn unknown_name_is_refused() {
-        let error = names(&["gates"]).unwrap_err();
-        assert!(error.to_string().contains("\"gates\""), "{error}");
-    }
-
-    #[test]
-    fn only_test_targets_are_taken_from_cargos_messages() {
-        let message = |kind: &str, executable: &str| {
-            format!(
-                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"gate"}},"executable":{executable}}}"#
-            )
-        };
-        assert_eq!(
-            test_program(&message("test", "\"/t/gate-1\"")),
-            Some(("gate".to_owned(), "/t/gate-1".into()))
-        );
-        assert_eq!(test_program(&message("bin", "\"/t/gate\"")), None);
-        assert_eq!(test_program(&message("lib", "null")), None);
-        assert_eq!(test_program("Compiling"), None);
-    }
 }

@@ -118,12 +118,18 @@ fn skip_reason(line: &str) -> Option<&str> {
     Some(rest.strip_prefix([':', ','])?.trim())
 }
 
-/// Runs one `cargo test` step, shows its output and adds its results to `tally`.
+/// Runs one step of tests, shows its output and adds its results to `tally`. `cargo xtask test` runs
+/// the step alone by the name `alone`.
 ///
 /// # Errors
 ///
 /// The step does not start, its exit code is not 0, or it runs no test.
-pub(super) fn tests(title: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
+pub(super) fn tests(
+    title: &str,
+    alone: &str,
+    command: &mut Command,
+    tally: &mut Tally,
+) -> Result<()> {
     eprintln!("==> {title}");
     let started = Instant::now();
     let mut child = command
@@ -145,10 +151,13 @@ pub(super) fn tests(title: &str, command: &mut Command, tally: &mut Tally) -> Re
     tally.add(results);
     ensure!(
         status.success(),
-        "{title}: {} failed, {command:?} ended with {status}",
+        "{title}: {} failed ({status}); `cargo xtask test {alone}` runs this step alone",
         results.failed
     );
-    ensure!(results.passed > 0, "{title}: {command:?} ran no test");
+    ensure!(
+        results.passed > 0,
+        "{title}: no test ran; `cargo xtask test --list {alone}` lists the tests"
+    );
     eprintln!(
         "    {title}: {} passed, {:.1} s",
         results.passed,

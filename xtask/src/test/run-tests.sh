@@ -1,5 +1,5 @@
-# Runs test programs one after the other, each with the time of the first argument, and marks where
-# each begins and ends. For each: name, program, number of tests, names of the tests (none for all).
+# Runs modules of tests one after the other, each with the time of the first argument, and marks where
+# each begins and ends. For each: module, program, number of tests, paths of the tests.
 deadline=$1; shift
 while [ $# -gt 0 ]; do
     name=$1 program=$2 count=$3; tests=("${@:4:count}"); shift $((3 + count))

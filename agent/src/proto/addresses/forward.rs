@@ -422,5 +422,4 @@ impl Addresses {
 }
 
 #[cfg(test)]
-#[path = "../tests/forward.rs"]
 mod tests;

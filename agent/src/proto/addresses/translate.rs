@@ -167,5 +167,4 @@ impl Addresses {
 }
 
 #[cfg(test)]
-#[path = "../tests/translate.rs"]
 mod tests;

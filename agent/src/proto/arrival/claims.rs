@@ -255,5 +255,4 @@ impl Arrivals {
 }
 
 #[cfg(test)]
-#[path = "../tests/claim.rs"]
 mod tests;

@@ -323,5 +323,4 @@ impl Arrivals {
 }
 
 #[cfg(test)]
-#[path = "../tests/handover.rs"]
 mod tests;

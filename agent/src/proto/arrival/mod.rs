@@ -266,5 +266,4 @@ impl Arrivals {
 }
 
 #[cfg(test)]
-#[path = "../tests/destination.rs"]
 pub(super) mod tests;

@@ -270,5 +270,4 @@ fn check_notice(cx: &Context, domain: &str, source: &str) -> Result<(), Refusal>
 }
 
 #[cfg(test)]
-#[path = "../tests/arrival_notice.rs"]
 mod tests;

@@ -200,5 +200,4 @@ impl Arrivals {
 }
 
 #[cfg(test)]
-#[path = "../tests/queue.rs"]
 mod tests;

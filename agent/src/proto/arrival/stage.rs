@@ -285,5 +285,4 @@ impl Arrivals {
 }
 
 #[cfg(test)]
-#[path = "../tests/arrival.rs"]
 mod tests;

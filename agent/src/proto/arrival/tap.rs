@@ -198,7 +198,6 @@ impl Arrivals {
 }
 
 #[cfg(test)]
-#[path = "../tests/gates.rs"]
 mod tests;
 
 #[cfg(test)]

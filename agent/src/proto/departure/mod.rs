@@ -399,5 +399,4 @@ fn begin_record(cx: &mut Context, domain: &Domain, destination: &str) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "../tests/departure.rs"]
 mod tests;

@@ -178,5 +178,4 @@ impl Moving {
 }
 
 #[cfg(test)]
-#[path = "../tests/departure_notice.rs"]
 mod tests;

@@ -110,5 +110,4 @@ impl Pace {
 }
 
 #[cfg(test)]
-#[path = "tests/pace.rs"]
 mod tests;

@@ -360,5 +360,4 @@ const LAST_SOURCE: SourceKey = SourceKey {
 };
 
 #[cfg(test)]
-#[path = "../tests/listener.rs"]
 mod tests;

@@ -246,5 +246,4 @@ impl Context {
 }
 
 #[cfg(test)]
-#[path = "../tests/vm.rs"]
 mod tests;

@@ -412,8 +412,6 @@ impl Receptions {
 }
 
 #[cfg(test)]
-#[path = "../tests/relay_session.rs"]
 mod session_tests;
 #[cfg(test)]
-#[path = "../tests/reception.rs"]
 mod tests;
