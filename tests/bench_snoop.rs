@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::maps::{FilterMode, Listener, ListenerKey};
+use common::maps::{BridgeNumber, FilterMode, Listener, ListenerKey};
 use common::testing::frame::{self, Frame, record};
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
@@ -202,7 +202,7 @@ fn host() -> HostCost {
             let key = ListenerKey {
                 ifindex: 100 + port,
                 vlan: 0,
-                pad: 0,
+                bridge: BridgeNumber::FIRST,
                 multicast_address,
             };
             let value = Listener {

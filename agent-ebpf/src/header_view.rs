@@ -9,10 +9,13 @@ use core::mem::{offset_of, size_of};
 
 use agent_ebpf::instruction::{self, copy, load_u32, load_u64, store_u32, store_u64};
 use common::maps::{
-    Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey, TranslationKey,
+    Address, BridgeNumber, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey,
+    TranslationKey,
 };
 use common::wire::datagram::{Header, Rewrite};
 use common::wire::{checksum, ipv6, udp};
+
+use crate::maps;
 
 /// An IPv6 address as two words in memory order.
 pub(crate) type Words = [u64; 2];
@@ -204,7 +207,7 @@ pub(crate) struct StreamWords {
     pub(crate) source: Words,
     /// See [`HeaderView::ports`].
     pub(crate) ports: u32,
-    vlan: u32,
+    network: u32,
 }
 
 /// Reads a [`StreamKey`] of a map value as words.
@@ -214,7 +217,7 @@ pub(crate) struct StreamWords {
 /// `stream` points into a map value.
 #[inline(always)]
 pub(crate) unsafe fn stream_words(stream: &StreamKey) -> [u64; 5] {
-    // SAFETY: the caller guarantees the pointer; ports, VLAN and padding are 8 bytes.
+    // SAFETY: the caller guarantees the pointer; ports, VLAN and bridge are 8 bytes.
     unsafe {
         let [a, b] = words(&raw const stream.multicast_address);
         let [c, d] = words(&raw const stream.source);
@@ -225,7 +228,7 @@ pub(crate) unsafe fn stream_words(stream: &StreamKey) -> [u64; 5] {
 /// [`ManagedKey`] as words: 20 bytes, align 4.
 #[repr(C)]
 pub(crate) struct ManagedWords {
-    vlan: u32,
+    network: u32,
     multicast_address: [u32; 4],
 }
 
@@ -248,7 +251,7 @@ pub(crate) struct RelayWords {
 #[repr(C)]
 pub(crate) struct ForwardWords {
     address: Words,
-    vlan: u32,
+    network: u32,
 }
 
 /// [`TranslationKey`] as words: 24 bytes, align 8.
@@ -256,24 +259,28 @@ pub(crate) struct ForwardWords {
 pub(crate) struct TranslationWords {
     address: Words,
     ifindex: u32,
-    vlan: u32,
+    network: u32,
 }
 
 const _: () = {
     assert!(offset_of!(TranslationKey, address) == 0);
     assert!(offset_of!(TranslationKey, ifindex) == offset_of!(TranslationWords, ifindex));
-    assert!(offset_of!(TranslationKey, vlan) == offset_of!(TranslationWords, vlan));
+    assert!(offset_of!(TranslationKey, vlan) == offset_of!(TranslationWords, network));
+    assert!(offset_of!(TranslationKey, bridge) == offset_of!(TranslationWords, network) + 2);
     assert!(size_of::<TranslationKey>() == size_of::<TranslationWords>());
     assert!(offset_of!(ForwardKey, address) == 0);
-    assert!(offset_of!(ForwardKey, vlan) == offset_of!(ForwardWords, vlan));
+    assert!(offset_of!(ForwardKey, vlan) == offset_of!(ForwardWords, network));
+    assert!(offset_of!(ForwardKey, bridge) == offset_of!(ForwardWords, network) + 2);
     assert!(size_of::<ForwardKey>() <= size_of::<ForwardWords>());
     assert!(offset_of!(StreamKey, multicast_address) == 0);
     assert!(offset_of!(StreamKey, source) == offset_of!(StreamWords, source));
     assert!(offset_of!(StreamKey, source_port) == offset_of!(StreamWords, ports));
     assert!(offset_of!(StreamKey, destination_port) == offset_of!(StreamWords, ports) + 2);
-    assert!(offset_of!(StreamKey, vlan) == offset_of!(StreamWords, vlan));
+    assert!(offset_of!(StreamKey, vlan) == offset_of!(StreamWords, network));
+    assert!(offset_of!(StreamKey, bridge) == offset_of!(StreamWords, network) + 2);
     assert!(size_of::<StreamKey>() == size_of::<StreamWords>());
     assert!(offset_of!(ManagedKey, vlan) == 0);
+    assert!(offset_of!(ManagedKey, bridge) == 2);
     let address = offset_of!(ManagedWords, multicast_address);
     assert!(offset_of!(ManagedKey, multicast_address) == address);
     assert!(size_of::<ManagedKey>() == size_of::<ManagedWords>());
@@ -303,7 +310,7 @@ impl StreamWords {
             multicast_address,
             source,
             ports,
-            vlan: vlan_word(vlan),
+            network: network(vlan),
         }
     }
 
@@ -315,14 +322,14 @@ impl StreamWords {
 
     #[inline(always)]
     pub(crate) fn managed(&self) -> ManagedWords {
-        ManagedWords::new(self.multicast_address, self.vlan)
+        ManagedWords::new(self.multicast_address, self.network)
     }
 
     #[inline(always)]
     pub(crate) fn words(&self) -> [u64; 5] {
         let ([a, b], [c, d]) = (self.multicast_address, self.source);
         let [e, f, g, h] = self.ports.to_ne_bytes();
-        let [i, j, k, l] = self.vlan.to_ne_bytes();
+        let [i, j, k, l] = self.network.to_ne_bytes();
         [a, b, c, d, u64::from_ne_bytes([e, f, g, h, i, j, k, l])]
     }
 }
@@ -335,16 +342,21 @@ impl ManagedWords {
     /// `stream` points into a map value.
     #[inline(always)]
     pub(crate) unsafe fn of(stream: &StreamKey) -> Self {
-        // SAFETY: the caller guarantees the pointer.
-        Self::new(unsafe { words(&raw const stream.multicast_address) }, 0)
+        // SAFETY: the caller guarantees the pointer; VLAN and bridge are 4 bytes.
+        unsafe {
+            Self::new(
+                words(&raw const stream.multicast_address),
+                load_u32((&raw const stream.vlan).cast()),
+            )
+        }
     }
 
     #[inline(always)]
-    fn new(address: Words, vlan: u32) -> Self {
+    fn new(address: Words, network: u32) -> Self {
         let [first, second] = address.map(instruction::halves);
         let ([a, b], [c, d]) = (first, second);
         Self {
-            vlan,
+            network,
             multicast_address: [a, b, c, d],
         }
     }
@@ -377,7 +389,7 @@ impl ForwardWords {
     pub(crate) fn new(address: Words, vlan: u16) -> Self {
         Self {
             address,
-            vlan: vlan_word(vlan),
+            network: network(vlan),
         }
     }
 
@@ -394,7 +406,7 @@ impl TranslationWords {
         Self {
             address,
             ifindex,
-            vlan: vlan_word(vlan),
+            network: network(vlan),
         }
     }
 
@@ -405,9 +417,10 @@ impl TranslationWords {
     }
 }
 
-/// Packs a VLAN identifier and 2 bytes of zero padding into a word.
+/// Packs a VLAN identifier and the number of the program's bridge into the word that map keys use.
 #[inline(always)]
-fn vlan_word(vlan: u16) -> u32 {
-    let [a, b] = vlan.to_ne_bytes();
-    u32::from_ne_bytes([a, b, 0, 0])
+fn network(vlan: u16) -> u32 {
+    let BridgeNumber(bridge) = maps::bridge();
+    let ([a, b], [c, d]) = (vlan.to_ne_bytes(), bridge.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }

@@ -1,12 +1,13 @@
 //! The maps of the host programs. Names and layouts are the contract with the agent.
 //!
 //! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of the
-//! capacity. Only the agent writes `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES`; only the
-//! relay writes `RELAY_STREAMS` and `RELAY_SUBSCRIBERS`.
+//! capacity. Only the agent writes `BRIDGES`, `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES`;
+//! only the relay writes `RELAY_STREAMS` and `RELAY_SUBSCRIBERS`.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
 use agent_ebpf::instruction;
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE,
 };
@@ -15,11 +16,11 @@ use aya_ebpf::helpers::bpf_ringbuf_query;
 use aya_ebpf::macros::btf_map;
 use common::counter::{COUNT, Counter};
 use common::maps::{
-    Copies, Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateRecord, GateUsage,
-    HELD_FRAME_BYTES, HeldFrame, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey,
-    PortUsage, Querier, QuerierKey, RECORDS_PER_SLOT, RelayFlowEntry, RelayFlowKey, RelayKey,
-    RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber, SubscriberKey,
-    SubscriberUsage, Translation, TranslationKey,
+    Bridge, BridgeNumber, Copies, Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateRecord,
+    GateUsage, HELD_FRAME_BYTES, HeldFrame, Listener, ListenerKey, MAX_BRIDGES, Managed,
+    ManagedKey, NO_BRIDGE, Port, PortKey, PortUsage, Querier, QuerierKey, RECORDS_PER_SLOT,
+    RelayFlowEntry, RelayFlowKey, RelayKey, RelayStream, Source, SourceKey, StreamKey, StreamUsage,
+    Subscriber, SubscriberKey, SubscriberUsage, Translation, TranslationKey,
 };
 use common::snoop::Walk;
 use common::snoop::mld::MldRecords;
@@ -29,6 +30,15 @@ const MAPPED: usize = BPF_F_MMAPABLE as usize;
 /// Slots of `GATE_RECORDS`: migrations that record at once.
 const SLOTS: usize = 8;
 
+/// The bridge of the programs of this object, [`NO_BRIDGE`] at a relay. The agent writes the number
+/// before it loads the programs, so it is a constant to the verifier.
+#[unsafe(no_mangle)]
+static BRIDGE: Global<BridgeNumber> = Global::new(NO_BRIDGE);
+
+/// The bridges by number. Only the agent uses the map.
+#[btf_map]
+pub(crate) static BRIDGES: HashMap<BridgeNumber, Bridge, { MAX_BRIDGES as usize }, ON_USE> =
+    HashMap::new();
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, 131_072, ON_USE> = HashMap::new();
 #[btf_map]
@@ -95,6 +105,12 @@ pub(crate) static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
 pub(crate) struct HeldRecord {
     pub(crate) head: HeldFrame,
     pub(crate) frame: [u8; HELD_FRAME_BYTES],
+}
+
+/// Returns the number of the bridge that this set of programs serves.
+#[inline(always)]
+pub(crate) fn bridge() -> BridgeNumber {
+    BRIDGE.load()
 }
 
 /// Returns whether half of `HELD` is free, which holds while the agent keeps up.

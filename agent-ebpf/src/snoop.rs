@@ -137,6 +137,7 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
         at_ns,
         ifindex,
         vlan: frame.vlan,
+        bridge: maps::bridge(),
         guest_mac: frame.mac,
         by_agent: false,
     };
@@ -279,7 +280,7 @@ fn hand_over(skb: &Skb, at_ns: u64) -> Verdict {
         (&raw mut (*event).ifindex).write(skb.ifindex());
         (&raw mut (*event).at_ns).write(at_ns);
         (&raw mut (*event).vlan_metadata).write(skb.vlan_metadata() & 0x0fff);
-        (&raw mut (*event).pad).write(0);
+        (&raw mut (*event).bridge).write(maps::bridge());
         (&raw mut (*event).length).write(length as u32);
         skb.copy_to((&raw mut (*event).frame).cast(), length)
     };

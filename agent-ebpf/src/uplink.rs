@@ -309,7 +309,7 @@ fn general_query(frame: &Ipv6Frame, query: &Query, arrival: &Arrival) {
     let key = QuerierKey {
         ifindex: arrival.ifindex,
         vlan: frame.vlan,
-        pad: 0,
+        bridge: maps::bridge(),
     };
     let value = Querier {
         last_query_ns: arrival.at_ns,

@@ -4,7 +4,9 @@
 //! first four bytes tell the type. Events are hints; the maps are the truth. The program counts an
 //! event that a full ring buffer refuses (`EventsLost`), and the agent then reads the maps again.
 
-use crate::maps::{Listener, ListenerKey, Querier, QuerierKey, Source, SourceKey, StreamKey};
+use crate::maps::{
+    BridgeNumber, Listener, ListenerKey, Querier, QuerierKey, Source, SourceKey, StreamKey,
+};
 
 /// Type of a record, its first field.
 #[repr(u32)]
@@ -111,8 +113,8 @@ pub struct UnfinishedEvent {
     pub at_ns: u64,
     /// VLAN identifier in the skb metadata, 0 for none.
     pub vlan_metadata: u16,
-    /// Padding, always zero.
-    pub pad: u16,
+    /// Bridge of the TAP.
+    pub bridge: BridgeNumber,
     /// Used bytes of `frame`.
     pub length: u32,
     /// Frame from its Ethernet header on.

@@ -6,7 +6,7 @@
 
 use crate::group;
 use crate::hash::Hash;
-use crate::maps::StreamKey;
+use crate::maps::{NO_BRIDGE, StreamKey};
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::datagram::UDP_HEADER_BYTES;
 use crate::wire::ipv6::Header;
@@ -36,7 +36,7 @@ const PART: usize = 16;
 /// A multicast packet of routable scope, as a handover delivers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Flow of the packet. The ports are 0 unless UDP follows the IPv6 header.
+    /// Flow of the packet, without a bridge. The ports are 0 unless UDP follows the IPv6 header.
     pub stream: StreamKey,
     /// Position of the payload that the guest's application receives.
     pub payload: Payload,
@@ -97,7 +97,7 @@ pub fn packet<P: PacketRead + ?Sized>(packet: &P) -> Option<Packet> {
             source_port,
             destination_port,
             vlan: frame.vlan,
-            pad: 0,
+            bridge: NO_BRIDGE,
         },
         payload: Payload::new(packet.len(), start, header.payload_length, ports.is_some()),
     })
@@ -112,11 +112,17 @@ fn is_mld<P: PacketRead + ?Sized>(packet: &P, header: &Header, start: usize) -> 
         && packet.read::<1>(start) == Ok([ICMPV6])
 }
 
-/// Hash of a flow whose key is given as words of memory.
+/// Bits of the last word of a [`StreamKey`] that both hosts of a migration have in common: the
+/// ports and the VLAN, but not the bridge.
+const COMMON_BITS: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+
+/// Hash of a flow whose key is given as words of memory. The bridge of the key does not change the
+/// hash.
 #[inline(always)]
 pub fn flow_hash(flow: [u64; 5]) -> u64 {
+    let [a, b, c, d, last] = flow;
     let mut hash = Hash::new(0);
-    for word in flow {
+    for word in [a, b, c, d, last & COMMON_BITS] {
         hash.word(word);
     }
     hash.finish()

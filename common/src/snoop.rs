@@ -29,7 +29,7 @@
 
 use crate::counter::Counter;
 use crate::event::Change;
-use crate::maps::{Listener, ListenerKey, Source, SourceKey};
+use crate::maps::{BridgeNumber, Listener, ListenerKey, Source, SourceKey};
 use crate::packet::PacketRead;
 use crate::wire::mld::{NoMessage, RECORD_BYTES};
 use crate::wire::{self, checksum};
@@ -133,10 +133,17 @@ impl PacketRead for Frame<'_> {
 }
 
 /// Applies a whole frame without the limits of the kernel program: the agent's handling of a
-/// [`crate::event::UnfinishedEvent`]. The port `ifindex` received the frame at `at_ns`.
+/// [`crate::event::UnfinishedEvent`]. The port `ifindex` of a bridge received the
+/// frame at `at_ns`.
 ///
 /// Returns false when a limit or a full map refused a part.
-pub fn apply_frame<P, S>(packet: &P, ifindex: u32, at_ns: u64, store: &mut S) -> bool
+pub fn apply_frame<P, S>(
+    packet: &P,
+    ifindex: u32,
+    bridge: BridgeNumber,
+    at_ns: u64,
+    store: &mut S,
+) -> bool
 where
     P: PacketRead + ?Sized,
     S: ListenerStore,
@@ -159,6 +166,7 @@ where
         at_ns,
         ifindex,
         vlan: frame.vlan,
+        bridge,
         guest_mac: frame.mac,
         by_agent: true,
     };

@@ -24,6 +24,7 @@ mod roles;
 mod signalling;
 mod squat;
 
+use common::maps::BridgeNumber;
 use std::path::Path;
 
 use common::counter::Counter;
@@ -179,13 +180,19 @@ fn port_that_the_operator_gives_to_a_multicast_router_stays_one() {
 fn bridge_takes_as_many_groups_as_the_maps() {
     with_attacker(|host, _, _, wire| {
         host.ip("link set br0 type bridge mcast_hash_max 4");
-        assert_eq!(Mdb::open("br0").unwrap().snooping().hash_max, 4);
+        assert_eq!(
+            Mdb::open("br0", BridgeNumber::FIRST)
+                .unwrap()
+                .snooping()
+                .hash_max,
+            4
+        );
         snooping::set_hash_max(host.ifindex("br0"), 131_072).unwrap();
         for number in 0..50 {
             wire.send(&report(number).bytes());
         }
         send_last(host, wire, 50);
-        let snooping = Mdb::open("br0").unwrap().snooping();
+        let snooping = Mdb::open("br0", BridgeNumber::FIRST).unwrap().snooping();
         assert_eq!((snooping.enabled, snooping.hash_max), (true, 131_072));
     });
 }

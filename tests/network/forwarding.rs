@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use common::counter::Counter;
 use common::forward;
-use common::maps::{Forward, ForwardKey, Translation, TranslationKey};
+use common::maps::{Forward, ForwardKey, NO_BRIDGE, Translation, TranslationKey};
 use common::wire::neighbour::{self, Audience};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use roamcast::datapath::{Datapath, DatapathConfig, Limits, UplinkHook};
@@ -283,7 +283,7 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
         let key = ForwardKey {
             address: old.octets(),
             vlan: 0,
-            pad: 0,
+            bridge: NO_BRIDGE,
         };
         let value = Forward {
             until_ns: u64::MAX,
@@ -384,7 +384,7 @@ fn what_an_arrived_vm_still_sends_from_the_old_address_comes_from_its_new_one_ev
             address: old.octets(),
             ifindex: guest.ifindex,
             vlan: 0,
-            pad: 0,
+            bridge: NO_BRIDGE,
         };
         let value = Translation {
             until_ns: u64::MAX,

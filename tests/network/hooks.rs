@@ -16,7 +16,7 @@ mod taken;
 use std::path::Path;
 
 use common::counter::Counter;
-use common::maps::ListenerKey;
+use common::maps::{BridgeNumber, ListenerKey};
 use common::testing::frame::{Frame, address, record};
 use roamcast::datapath::{Datapath, DatapathConfig, Hook};
 use support::bridged::{Bridged, udp};
@@ -42,7 +42,7 @@ fn assert_both_work(setup: &Bridged, datapath: &Datapath, number: u8) {
     let key = ListenerKey {
         ifindex,
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
         multicast_address: address(&group),
     };
     wait_for("the listener", || datapath.listener(&key).unwrap());

@@ -9,7 +9,7 @@
 
 use std::net::Ipv6Addr;
 
-use common::maps::{FilterMode, ManagedKey};
+use common::maps::{BridgeNumber, FilterMode, ManagedKey};
 use roamcast::net::mdb::{Mdb, MdbError};
 use roamcast::net::membership::Memberships;
 use roamcast::proto::{MdbEntry, Membership};
@@ -32,7 +32,7 @@ fn source(number: u16) -> Ipv6Addr {
 fn key(address: Ipv6Addr) -> ManagedKey {
     ManagedKey {
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
         multicast_address: address.octets(),
     }
 }
@@ -267,7 +267,7 @@ fn mdb_entries_carry_mode_and_sources() {
         membership(group(3), FilterMode::Exclude, &[3]),
         membership(group(4), FilterMode::Include, &(1..=40).collect::<Vec<_>>()),
     ];
-    let mut mdb = host.run(|| Mdb::open("br0")).unwrap();
+    let mut mdb = host.run(|| Mdb::open("br0", BridgeNumber::FIRST)).unwrap();
     let added: Vec<_> = entries.iter().map(|entry| (port, entry)).collect();
     for outcome in mdb.add(&added).unwrap() {
         outcome.unwrap();
@@ -331,7 +331,7 @@ fn mdb_entry_that_would_end_soon_lasts_as_long_as_a_new_one_once_it_is_added_aga
     }
     let (host, _peer) = host_and_peer();
     let port = host.ifindex("up0");
-    let mut mdb = host.run(|| Mdb::open("br0")).unwrap();
+    let mut mdb = host.run(|| Mdb::open("br0", BridgeNumber::FIRST)).unwrap();
     let entry = any_source(group(1));
     let mut add = || {
         for outcome in mdb.add(&[(port, &entry)]).unwrap() {
@@ -369,7 +369,7 @@ fn a_thousand_mdb_entries_are_added_in_one_call() {
     let port = host.ifindex("up0");
     let entries: Vec<_> = (0..1000).map(|number| any_source(group(number))).collect();
     let added: Vec<_> = entries.iter().map(|entry| (port, entry)).collect();
-    let mut mdb = host.run(|| Mdb::open("br0")).unwrap();
+    let mut mdb = host.run(|| Mdb::open("br0", BridgeNumber::FIRST)).unwrap();
     let started = std::time::Instant::now();
     assert!(mdb.add(&added).unwrap().iter().all(Result::is_ok));
     println!("added 1,000 entries in {:?}", started.elapsed());
@@ -386,13 +386,13 @@ fn a_bridge_that_does_not_snoop_is_named_with_the_remedy() {
     let (host, _peer) = host_and_peer();
     let port = host.ifindex("up0");
     host.ip("link set br0 type bridge mcast_snooping 0 mcast_mld_version 1");
-    let mut mdb = host.run(|| Mdb::open("br0")).unwrap();
+    let mut mdb = host.run(|| Mdb::open("br0", BridgeNumber::FIRST)).unwrap();
     assert_eq!(mdb.snooping().advice("br0").len(), 2);
     let entry = any_source(group(1));
     let error = host.run(|| mdb.add(&[(port, &entry)])).unwrap_err();
     assert!(matches!(error, MdbError::NoSnooping(_)), "{error}");
     assert!(matches!(
-        host.run(|| Mdb::open("br7")),
+        host.run(|| Mdb::open("br7", BridgeNumber::FIRST)),
         Err(MdbError::Links(_))
     ));
 }

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::maps::StreamKey;
+use common::maps::{NO_BRIDGE, StreamKey};
 use common::relay::{Endpoints, is_neutral};
 use common::signal::{AnnouncedFlow, KnownFlow, Reason, RelayRelease};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
@@ -56,7 +56,7 @@ fn announced_right(group: Ipv6Addr, flow: &AnnouncedFlow) -> bool {
         source_port: flow.source_port,
         destination_port: flow.destination_port,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
     };
     let endpoints = Endpoints {
         relay_address: RELAY.octets(),

@@ -10,8 +10,12 @@ use std::fs;
 use std::process::Command;
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use roamcast::datapath::{Datapath, DatapathError, Hook};
-use support::host::{LIMITS, any_source, config, join, key, listener, listeners, pins, tc_hook};
+use common::maps::{BridgeNumber, LAYOUT_VERSION, ListenerKey, Origins};
+use roamcast::datapath::{BridgeLink, Datapath, DatapathError, Hook};
+use roamcast::proto::Timestamp;
+use support::host::{
+    LIMITS, any_source, config, join, key, listener, listeners, managed, pins, tc_hook,
+};
 use support::netns::{Namespace, privileged};
 use support::tap::Guest;
 
@@ -167,7 +171,7 @@ fn maps_in_use_keep_their_capacity_and_other_layouts_are_removed() {
         let mut config = config(bpffs);
         config.capacities.events_bytes = 8192;
         drop(Datapath::load(&config).unwrap());
-        let old = config.pin_root.join("v0");
+        let old = config.pin_root.join(format!("v{}", LAYOUT_VERSION - 1));
         fs::create_dir_all(old.join("links")).unwrap();
         fs::rename(pins(&config).join("COUNTERS"), old.join("COUNTERS")).unwrap();
         config.capacities.events_bytes = 1 << 16;
@@ -177,6 +181,59 @@ fn maps_in_use_keep_their_capacity_and_other_layouts_are_removed() {
         assert!(datapath.listeners().unwrap().is_empty());
         let second = Datapath::load(&config).err().expect("a second agent");
         assert!(matches!(second, DatapathError::InUse(_)), "{second}");
+    });
+}
+
+#[test]
+fn a_bridge_keeps_its_number_and_that_of_another_bridge_is_freed_with_its_entries() {
+    if !privileged() {
+        return;
+    }
+    let (host, guest) = host_with_guest();
+    host.run_with_bpffs(|bpffs| {
+        let on = |ifindex: u32, name: &str| {
+            let mut config = config(bpffs);
+            let name = name.to_owned();
+            config.bridge = Some(BridgeLink { ifindex, name });
+            Datapath::load(&config).unwrap()
+        };
+        let mut sockets = listeners(&guest);
+        let datapath = on(7, "br0");
+        assert_eq!(datapath.bridge(), BridgeNumber(1));
+        datapath
+            .attach_port(guest.ifindex, "vnet0", &LIMITS)
+            .unwrap();
+        datapath
+            .manage(&managed(1), Timestamp(0), Origins::Native)
+            .unwrap();
+        join(&guest, &mut sockets, &any_source(1));
+        listener(&datapath, &key(&guest, 1), |_| true);
+        drop(datapath);
+
+        for ifindex in [7, 8] {
+            let datapath = on(ifindex, "renamed");
+            assert_eq!(datapath.bridge(), BridgeNumber(1), "as before");
+            assert!(datapath.listener(&key(&guest, 1)).unwrap().is_some());
+            assert_eq!(datapath.managed().unwrap().len(), 1);
+        }
+
+        let datapath = on(9, "br1");
+        assert_eq!(datapath.bridge(), BridgeNumber(2));
+        let left = datapath.listeners().unwrap();
+        assert!(left.iter().all(|(key, _)| key.bridge == BridgeNumber(2)));
+        assert_eq!(datapath.managed().unwrap(), []);
+        datapath
+            .attach_port(guest.ifindex, "vnet0", &LIMITS)
+            .unwrap();
+        join(&guest, &mut sockets, &any_source(2));
+        let other = ListenerKey {
+            bridge: BridgeNumber(2),
+            ..key(&guest, 2)
+        };
+        listener(&datapath, &other, |_| true);
+        drop(datapath);
+        assert_eq!(on(10, "br2").bridge(), BridgeNumber(3));
+        assert_eq!(on(11, "br3").bridge(), BridgeNumber(1), "free again");
     });
 }
 

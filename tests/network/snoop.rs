@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::event::Change;
-use common::maps::{FilterMode, Listener, ListenerKey, Origins, SourceKey};
+use common::maps::{BridgeNumber, FilterMode, Listener, ListenerKey, Origins, SourceKey};
 use roamcast::datapath::events::Events;
 use roamcast::datapath::{Datapath, DatapathConfig, DatapathError, Hook, Limits};
 use roamcast::net::links::{LinkEvent, Links, LinksError, PortRules};
@@ -525,7 +525,7 @@ fn sixty_four_thousand_listeners_are_read_in_well_under_a_second() {
                 let key = ListenerKey {
                     ifindex,
                     vlan: 0,
-                    pad: 0,
+                    bridge: BridgeNumber::FIRST,
                     multicast_address: group(number).octets(),
                 };
                 map.insert(key, value, 0).unwrap();

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use common::counter::Counter;
-use common::maps::{DeliveredKey, ManagedKey, Origins, RelayStream, SubscriberKey};
+use common::maps::{BridgeNumber, DeliveredKey, ManagedKey, Origins, RelayStream, SubscriberKey};
 use common::testing::frame;
 use common::trace::Filter;
 use nix::sys::signal::Signal;
@@ -167,7 +167,7 @@ fn no_packet_is_lost_or_missed_while_programs_are_exchanged() {
             datapath.attach_uplink(up0, "up0").unwrap();
             let managed = ManagedKey {
                 vlan: 0,
-                pad: 0,
+                bridge: BridgeNumber::FIRST,
                 multicast_address: frame::address(GROUP),
             };
             datapath.manage(&managed, now(), Origins::Native).unwrap();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::forward;
 use common::handover::PROBE_MAC;
-use common::maps::{Forward, ForwardKey};
+use common::maps::{BridgeNumber, Forward, ForwardKey};
 use nix::poll::PollTimeout;
 use roamcast::clock::now;
 use roamcast::config::Handover;
@@ -116,7 +116,7 @@ fn what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later() {
         let key = ForwardKey {
             address: old.octets(),
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
         };
         let expected = Forward {
             destination: new.octets(),

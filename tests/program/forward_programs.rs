@@ -13,7 +13,9 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::forward;
-use common::maps::{Forward, ForwardKey, Gate, GateUsage, Translation, TranslationKey};
+use common::maps::{
+    BridgeNumber, Forward, ForwardKey, Gate, GateUsage, Translation, TranslationKey,
+};
 use common::mat::neutral::neutral;
 use common::wire::neighbour;
 use etherparse::{
@@ -122,7 +124,7 @@ impl Host {
             address: self.old,
             ifindex: IFINDEX,
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
         }
     }
 
@@ -147,7 +149,7 @@ impl Host {
         ForwardKey {
             address: self.old,
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
         }
     }
 

@@ -10,8 +10,8 @@
 use common::counter::Counter;
 use common::handover::{fingerprint, flow_hash_of};
 use common::maps::{
-    Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateUsage, Port, RECORDS_PER_SLOT,
-    StreamKey,
+    BridgeNumber, Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateUsage, Port,
+    RECORDS_PER_SLOT, StreamKey,
 };
 use common::testing::frame::{self, Frame, address};
 use common::wire::signalling::AGENT_MARK;
@@ -37,7 +37,7 @@ fn stream(ports: (u16, u16), vlan: u16) -> StreamKey {
         source_port: ports.0,
         destination_port: ports.1,
         vlan,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
     }
 }
 
@@ -363,7 +363,7 @@ fn leave(gated: &mut Gated, ifindex: u32) {
     let key = ForwardKey {
         address: address(LEFT),
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
     };
     let value = Forward {
         ifindex,

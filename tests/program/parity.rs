@@ -12,7 +12,7 @@ use std::path::Path;
 
 use common::counter::Counter;
 use common::handover::{fingerprint, flow_hash_of, packet};
-use common::maps::{Delivered, DeliveredKey};
+use common::maps::{BridgeNumber, Delivered, DeliveredKey, StreamKey};
 use common::snoop::apply_frame;
 use common::testing::frame::{Frame, record};
 use common::testing::store::{MemoryStore, meaning};
@@ -48,7 +48,13 @@ impl Pair {
             return;
         }
         self.now_ns += 1_000_000;
-        apply_frame(bytes, IFINDEX, self.now_ns, &mut self.store);
+        apply_frame(
+            bytes,
+            IFINDEX,
+            BridgeNumber::FIRST,
+            self.now_ns,
+            &mut self.store,
+        );
         assert_eq!(
             meaning(self.kernel.listeners(), self.kernel.sources()),
             meaning(self.store.listeners.clone(), self.store.sources.clone()),
@@ -221,7 +227,10 @@ fn gate_reads_any_frame_as_userspace_does() {
             };
             let key = DeliveredKey {
                 ifindex: IFINDEX,
-                stream: found.stream,
+                stream: StreamKey {
+                    bridge: BridgeNumber::FIRST,
+                    ..found.stream
+                },
             };
             let delivered = Delivered {
                 packets: 1,

@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::event::Kind;
-use common::maps::{Copies, Origins};
+use common::maps::{BridgeNumber, Copies, Origins};
 use common::relay::restore;
 use common::testing::frame::{self, Frame};
 use common::wire::datagram::{HEADER_BYTES, Header};
@@ -425,7 +425,7 @@ fn tagged_native_packets_are_watched_in_their_vlan() {
     at_both_hooks(Origins::Native, |mut agent| {
         let managed = common::maps::ManagedKey {
             vlan: 7,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
             multicast_address: frame::address(GROUP),
         };
         let value = common::maps::Managed::new(0, Origins::Native, u16::MAX);

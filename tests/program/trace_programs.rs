@@ -12,7 +12,8 @@ use std::net::Ipv6Addr;
 
 use common::forward;
 use common::maps::{
-    Forward, ForwardKey, Gate, Origins, RelayStream, SubscriberKey, Translation, TranslationKey,
+    BridgeNumber, Forward, ForwardKey, Gate, Origins, RelayStream, SubscriberKey, Translation,
+    TranslationKey,
 };
 use common::testing::frame::{Frame, address, record};
 use common::trace::{Filter, Program};
@@ -295,7 +296,7 @@ fn packets_that_are_sent_on_are_told_with_the_address_that_they_came_for() {
         let key = ForwardKey {
             address: address(OLD),
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
         };
         let value = Forward {
             until_ns: u64::MAX,
@@ -334,7 +335,7 @@ fn packets_from_an_address_that_the_vm_has_left_are_told_with_that_address() {
             address: address(OLD),
             ifindex: IFINDEX,
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
         };
         let value = Translation {
             until_ns: u64::MAX,

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 
-use common::maps::StreamKey;
+use common::maps::{BridgeNumber, StreamKey};
 use common::testing::frame::{Frame, address};
 use roamcast::datapath::{Datapath, DatapathConfig};
 
@@ -125,6 +125,6 @@ pub fn stream(vlan: u16) -> StreamKey {
         source_port: 5000,
         destination_port: 5004,
         vlan,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
     }
 }

@@ -4,8 +4,8 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use common::maps::{FilterMode, LAYOUT_VERSION, Listener, ListenerKey, ManagedKey};
-use roamcast::datapath::{Datapath, DatapathConfig, Hook, Limits};
+use common::maps::{BridgeNumber, FilterMode, LAYOUT_VERSION, Listener, ListenerKey, ManagedKey};
+use roamcast::datapath::{BridgeLink, Datapath, DatapathConfig, Hook, Limits};
 use roamcast::net::membership::Memberships;
 use roamcast::proto::Membership;
 
@@ -80,7 +80,7 @@ pub fn any_source(number: u16) -> Membership {
 pub fn managed(number: u16) -> ManagedKey {
     ManagedKey {
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
         multicast_address: group(number).octets(),
     }
 }
@@ -90,7 +90,7 @@ pub fn key(guest: &Guest, number: u16) -> ListenerKey {
     ListenerKey {
         ifindex: guest.ifindex,
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
         multicast_address: group(number).octets(),
     }
 }
@@ -99,6 +99,11 @@ pub fn key(guest: &Guest, number: u16) -> ListenerKey {
 pub fn config(bpffs: &Path) -> DatapathConfig {
     DatapathConfig {
         pin_root: bpffs.join("roamcast"),
+        // Every namespace has this interface; the programs need its number only.
+        bridge: Some(BridgeLink {
+            ifindex: 1,
+            name: "lo".to_owned(),
+        }),
         ..DatapathConfig::default()
     }
 }

@@ -10,8 +10,8 @@ use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES};
 use common::maps::{
-    Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier, QuerierKey,
-    RelayFlowEntry, RelayFlowKey, Source, SourceKey, StreamKey,
+    BridgeNumber, Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier,
+    QuerierKey, RelayFlowEntry, RelayFlowKey, Source, SourceKey, StreamKey,
 };
 use common::trace::Filter;
 use roamcast::datapath::object;
@@ -74,6 +74,7 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         let cpus = aya::util::nr_cpus().unwrap().try_into().unwrap();
         loader.map_max_entries("HELD_SCRATCH", cpus);
+        loader.override_global("BRIDGE", &BridgeNumber::FIRST, true);
         for (map, entries) in capacities {
             loader.map_max_entries(map, *entries);
         }
@@ -177,7 +178,7 @@ impl Kernel {
     fn manage_value(&mut self, address: &str, value: Managed) {
         let key = ManagedKey {
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
             multicast_address: common::testing::frame::address(address),
         };
         self.map("MANAGED").insert(key, value, 0).unwrap();

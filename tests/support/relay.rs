@@ -3,7 +3,8 @@
 use std::net::Ipv6Addr;
 
 use common::maps::{
-    RelayFlow, RelayFlowEntry, RelayFlowKey, RelayKey, StreamKey, StreamUsage, Subscriber,
+    BridgeNumber, RelayFlow, RelayFlowEntry, RelayFlowKey, RelayKey, StreamKey, StreamUsage,
+    Subscriber,
 };
 use common::relay::{self, Endpoints};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
@@ -37,7 +38,7 @@ impl Relayed {
             source_port,
             destination_port,
             vlan: 0,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
         };
         let (relay_address, agent_address) = (relay_address.octets(), agent_address.octets());
         let (relay_port, agent_port) = relay::port_pairs(&stream, &relay_address, &agent_address)

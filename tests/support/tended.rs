@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::host::LIMITS;
 use super::netns::DEADLINE;
+use common::maps::BridgeNumber;
 
 /// Data path and ports of an agent.
 pub struct Tended {
@@ -37,6 +38,7 @@ impl Tended {
     /// Adds a port to the bridge. `is_settled` says whether libvirt shows the port's domain.
     pub fn add(&mut self, role: Role, name: &str, is_settled: bool) -> bool {
         let port = Port {
+            bridge: BridgeNumber::FIRST,
             ifindex: nix::net::if_::if_nametoindex(name).unwrap(),
             name: name.to_owned(),
             mac: [0xfe, 0, 0, 0, 0, 1],

@@ -1,6 +1,6 @@
 //! Reports of the traced programs, decoded from the bytes of the records.
 
-use common::maps::StreamKey;
+use common::maps::{BridgeNumber, StreamKey};
 use common::trace::{Cpu, Decision, FRAME_BYTES, Filter, Program, Reason, Record};
 
 use crate::kernel::Kernel;
@@ -85,7 +85,7 @@ fn record(bytes: &[u8]) -> Record {
             source_port: u16_at(64),
             destination_port: u16_at(66),
             vlan: u16_at(68),
-            pad: u16_at(70),
+            bridge: BridgeNumber(u16_at(70)),
         },
         frame: bytes[72..72 + FRAME_BYTES].try_into().unwrap(),
     }

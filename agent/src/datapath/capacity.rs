@@ -2,8 +2,9 @@
 
 use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
-use common::maps::RECORDS_PER_SLOT;
+use common::maps::{BridgeNumber, RECORDS_PER_SLOT};
 
+use super::bridges::BRIDGES;
 use super::pins::Pins;
 use super::{DatapathError, load_error};
 
@@ -94,7 +95,8 @@ impl Capacities {
 }
 
 /// All maps; [`super::Inner`] has their key and value types.
-const MAPS: [&str; 23] = [
+const MAPS: [&str; 24] = [
+    BRIDGES,
     "LISTENERS",
     "LISTENER_SOURCES",
     "PORTS",
@@ -120,11 +122,13 @@ const MAPS: [&str; 23] = [
     "EVENTS",
 ];
 
-/// Returns the loader of objects. Its construction reads the BTF of the whole kernel, which takes a
+/// Returns the loader of objects, for the programs of a bridge. Its construction reads the BTF of the whole kernel, which takes a
 /// tenth of a second, so all objects share one loader. The programs do not need the BTF.
-pub(super) fn loader() -> EbpfLoader<'static> {
+pub(super) fn loader(bridge: &'static BridgeNumber) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
+    // Objects that work for no bridge lack the variable.
+    loader.override_global("BRIDGE", bridge, false);
     loader
 }
 

@@ -11,6 +11,8 @@
 //!   relay --TC ingress---------> replicate --> STREAMS, RELAY_USAGE
 //!   's NIC                         ^ MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS
 //!                                all of them --> COUNTERS, EVENTS
+//!
+//! BRIDGES: the number that names a bridge in the keys
 //! ```
 //!
 //! Maps and links are pinned (`pins`): the programs keep running without an agent, and the next
@@ -26,10 +28,12 @@
 //! asynchronous part.
 
 mod attach;
+mod bridges;
 mod capacity;
 pub mod cleanup;
 mod collect;
 mod driver;
+mod error;
 mod ethtool;
 pub mod events;
 mod feature;
@@ -61,14 +65,15 @@ use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::maps::{
-    Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage,
-    Querier, QuerierKey, RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber,
-    SubscriberKey, SubscriberUsage,
+    Bridge, BridgeNumber, Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey,
+    Port, PortKey, PortUsage, Querier, QuerierKey, RelayStream, Source, SourceKey, StreamKey,
+    StreamUsage, Subscriber, SubscriberKey, SubscriberUsage,
 };
-use linux::bpf::pins::PinError;
 use linux::bpf::refusal::refusal;
 
+pub use bridges::BridgeLink;
 pub use capacity::Capacities;
+pub use error::DatapathError;
 pub use gate::{HOLD_LEASE, Held, RECORD_LEASE, REPLAY_LEASE, RecordLease};
 pub use hook::{Attachment, Hook, Program, UplinkHook};
 pub use state::Limits;
@@ -84,8 +89,6 @@ use relay::RelayFlows;
 use table::Table;
 use trace::Traced;
 
-use crate::net::tc::TcRefusal;
-
 /// Default directory of the pinned maps and links.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
 
@@ -94,6 +97,8 @@ pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
 pub struct DatapathConfig {
     /// Directory on a BPF file system (bpffs) for the pins.
     pub pin_root: PathBuf,
+    /// Bridge of the programs; `None` for a relay, which has none.
+    pub bridge: Option<BridgeLink>,
     /// TC hook to use; `None` selects TCX if the kernel has TCX, otherwise filters.
     pub hook: Option<Hook>,
     /// Hook of `uplink`, which restores relayed packets; `None` keeps the hook of a pinned link, or
@@ -109,160 +114,12 @@ impl Default for DatapathConfig {
     fn default() -> Self {
         Self {
             pin_root: PathBuf::from(DEFAULT_PIN_ROOT),
+            bridge: None,
             hook: None,
             uplink_hook: None,
             capacities: Capacities::default(),
             flows_per_address: 1024,
         }
-    }
-}
-
-/// Why an operation on the data path failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// The pin root is not on a BPF file system.
-    #[error(
-        "{} is not on a BPF file system; run `mount -t bpf bpf /sys/fs/bpf` or correct pin_root",
-        .0.display()
-    )]
-    NoBpfFs(PathBuf),
-    /// Another running agent has locked the pins.
-    #[error("Another agent uses the pins under {}; stop it or give this one another pin_root", .0.display())]
-    InUse(PathBuf),
-    /// Another user can add or replace pins in the directory.
-    #[error(
-        "Others can change what is in {0} (owner {owner}, mode {mode:o}), and so what the kernel programs do; remove it, or run `chown 0 {0}` and `chmod 700 {0}`",
-        path.display()
-    )]
-    PinsOfOthers {
-        /// Directory with the wrong owner or mode.
-        path: PathBuf,
-        /// User ID of its owner.
-        owner: u32,
-        /// Permission bits of the directory, as in `chmod`.
-        mode: u32,
-    },
-    /// A pin cannot be created, read or removed.
-    #[error("Cannot use the pin {}: {error}; run the agent as root", path.display())]
-    Pin {
-        /// Path of the pin.
-        path: PathBuf,
-        /// Error of the system call.
-        #[source]
-        error: io::Error,
-    },
-    /// The kernel lacks a feature that every set of programs requires.
-    #[error("This kernel has no {feature}; use one that has, as Linux {version} and newer")]
-    KernelLacks {
-        /// Name of the missing feature.
-        feature: &'static str,
-        /// First kernel version with the feature.
-        version: &'static str,
-    },
-    /// The configuration requires TCX, and the kernel has none.
-    #[error("This kernel has no TCX; let the agent choose the hook, and it uses filters of qdiscs")]
-    NoTcx,
-    /// A netlink request for qdiscs or filters failed.
-    #[error("Cannot read or change qdiscs and filters by netlink: {0}; run the agent as root")]
-    TrafficControl(#[source] io::Error),
-    /// The kernel refused the programs or maps; the text is the end of the verifier's log.
-    #[error(
-        "Cannot load the kernel programs: {0}; the agent needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
-    )]
-    Load(String),
-    /// A map or program is missing, or has another layout.
-    #[error("Map or program {name} is not of this version's layout; remove the pins and restart")]
-    Layout {
-        /// Name of the map or program in the object file.
-        name: &'static str,
-    },
-    /// The configured size of a ring buffer is not possible.
-    #[error("Capacity {bytes} of {name} is not a power of two of at least {least}; correct it")]
-    RingCapacity {
-        /// Key of the size in the configuration.
-        name: &'static str,
-        /// Configured size.
-        bytes: u32,
-        /// Smallest size possible.
-        least: u32,
-    },
-    /// The configured number of record slots is not possible.
-    #[error("Capacity {slots} of record_slots is not between 1 and {most}; correct it")]
-    RecordSlots {
-        /// Configured number of slots.
-        slots: u32,
-        /// Largest number possible.
-        most: u32,
-    },
-    /// Every record slot belongs to a VM that migrates away.
-    #[error(
-        "No free slot to record the frames of port {ifindex}: {slots} VMs are being moved away; \
-         wait until one has moved, or raise record_slots in the config"
-    )]
-    NoRecordSlot {
-        /// ifindex of the TAP that needs a slot.
-        ifindex: u32,
-        /// Number of slots in total.
-        slots: u32,
-    },
-    /// A map operation failed, for instance because the map is full.
-    #[error("Map {name}: {error}; if it is full, raise its capacity in the config")]
-    Map {
-        /// Name of the map in the object file.
-        name: &'static str,
-        /// Error of `bpf(2)`.
-        #[source]
-        error: io::Error,
-    },
-    /// A program cannot be attached.
-    #[error("Cannot attach {program} to {interface} (ifindex {ifindex}): {reason}")]
-    Attach {
-        /// Name of the program in the kernel, see [`Program::name`].
-        program: &'static str,
-        /// Name of the interface.
-        interface: String,
-        /// Index of the interface.
-        ifindex: u32,
-        /// Refusal of the kernel, or the reason found by the agent.
-        reason: String,
-    },
-    /// A sysctl cannot be changed.
-    #[error("Cannot set net.ipv6.conf.lo.forwarding: {0}; programs need it to look up routes")]
-    Forwarding(#[source] io::Error),
-    /// The configured hook of the programs on TAPs is not a TC hook.
-    #[error("Programs cannot be attached by {0} here; use tcx or filter")]
-    NotTc(&'static str),
-    /// The port has no limits because its programs are not attached.
-    #[error("Port {0} is not attached; attach it first")]
-    NoPort(u32),
-    /// Another reader has already taken the ring buffer `HELD`.
-    #[error("The held frames are read already; only one reader can have them")]
-    HeldTaken,
-    /// The ring buffer `EVENTS` cannot be watched, or another reader has it.
-    #[error("Cannot watch the events of the kernel programs: {0}")]
-    Events(#[source] io::Error),
-    /// The traced programs are already attached.
-    #[error("The kernel programs are traced already; one reader serves all tracers")]
-    TracedAlready,
-    /// The runtime shut down before the work ended.
-    #[error("The agent is shutting down")]
-    Shutdown,
-}
-
-impl From<PinError> for DatapathError {
-    fn from(error: PinError) -> Self {
-        match error {
-            PinError::InUse(root) => Self::InUse(root),
-            PinError::OfOthers { path, owner, mode } => Self::PinsOfOthers { path, owner, mode },
-            PinError::Pin { path, error } => Self::Pin { path, error },
-        }
-    }
-}
-
-impl DatapathError {
-    fn from_refusal(refusal: TcRefusal) -> Self {
-        let text = refusal.to_string();
-        Self::TrafficControl(io::Error::new(refusal.error.kind(), text))
     }
 }
 
@@ -283,6 +140,9 @@ struct Inner {
     hooks: Mutex<()>,
     tracing: Mutex<Option<Traced>>,
     capacities: Capacities,
+    /// Number of the bridge in the keys of the maps.
+    bridge: BridgeNumber,
+    bridges: Table<BridgeNumber, Bridge>,
     attached: Mutex<BTreeMap<(Program, u32), Attachment>>,
     /// Attachments for which the log already names the programs in front of them.
     warned: Mutex<BTreeSet<(Program, u32)>>,
@@ -337,7 +197,11 @@ impl Datapath {
         config.capacities.check()?;
 
         let pins = Pins::open(&config.pin_root)?;
-        let mut loader = capacity::loader();
+        let bridge = match &config.bridge {
+            Some(bridge) => bridges::choose(&pins, bridge)?,
+            None => bridges::none(),
+        };
+        let mut loader = capacity::loader(bridge);
         let mut ebpf = load_maps(&mut loader, &pins, &config.capacities, object::HOST)?;
         for program in Program::ALL {
             link::classifier(&mut ebpf, program)?
@@ -372,6 +236,8 @@ impl Datapath {
                 hooks: Mutex::default(),
                 tracing: Mutex::default(),
                 capacities: config.capacities.clone(),
+                bridge: *bridge,
+                bridges: bridges::table(ebpf.take_map(bridges::BRIDGES))?,
                 warned: Mutex::default(),
                 listeners: Table::new("LISTENERS", ebpf.take_map("LISTENERS"))?,
                 sources: Table::new("LISTENER_SOURCES", ebpf.take_map("LISTENER_SOURCES"))?,
@@ -398,6 +264,9 @@ impl Datapath {
             }),
         };
         datapath.remove_vanished()?;
+        if let Some(bridge) = &config.bridge {
+            datapath.settle_bridges(bridge)?;
+        }
         if hook == Hook::Tcx {
             // An earlier agent without TCX may have left filters, which would process each packet a
             // second time.

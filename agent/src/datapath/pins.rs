@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
-//!   v8/                        layout version
-//!     LISTENERS .. EVENTS      maps
+//!   v9/                        layout version
+//!     BRIDGES .. EVENTS        maps
 //!     links/
 //!       snoop-12               TCX link of the program on the port with that ifindex; without
 //!                              TCX there are none

@@ -39,7 +39,7 @@ impl Datapath {
             listeners: Vec::new(),
             sources: Vec::new(),
         };
-        apply_frame(&frame, event.ifindex, event.at_ns, &mut store);
+        apply_frame(&frame, event.ifindex, event.bridge, event.at_ns, &mut store);
         let (listeners, sources) = (store.listeners, store.sources);
         if !listeners.is_empty() || !sources.is_empty() {
             events.push_back(DatapathEvent::Refused { listeners, sources });

@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use common::maps::BridgeNumber;
 use linux::interface;
 use linux::netlink::bytes::messages;
 use linux::netlink::{AsyncNotices, Group, Heard, Netlink, typed};
@@ -51,6 +52,8 @@ pub enum LinksError {
 pub struct PortRules {
     /// Name of the managed bridge.
     pub bridge: String,
+    /// Number of the bridge, which each [`Port`] repeats.
+    pub number: BridgeNumber,
     /// Names of the uplinks. Empty: every port that is not a VM's is an uplink.
     pub uplinks: Vec<String>,
     /// Names of ports that belong to VMs although they are no TAPs. A `*` at the end matches any
@@ -263,6 +266,7 @@ impl PortTable {
             return;
         };
         let port = Port {
+            bridge: self.rules.number,
             ifindex,
             name: name.to_owned(),
             mac: interface::mac(link).unwrap_or_default(),
@@ -336,6 +340,7 @@ mod tests {
     fn table(uplinks: &[&str]) -> PortTable {
         let rules = PortRules {
             bridge: "br0".to_owned(),
+            number: BridgeNumber::FIRST,
             uplinks: uplinks.iter().map(|&name| name.to_owned()).collect(),
             vm_ports: vec!["vm-*".to_owned()],
         };
@@ -344,6 +349,7 @@ mod tests {
 
     fn port(ifindex: u32, name: &str) -> Port {
         Port {
+            bridge: BridgeNumber::FIRST,
             ifindex,
             name: name.to_owned(),
             mac: [0xfe, 0x54, 0, 0, 0, 1],

@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::{FilterMode, ManagedKey};
+use common::maps::{BridgeNumber, FilterMode, ManagedKey};
 use linux::netlink::bytes::RequestBytes;
 use linux::netlink::{Netlink, Refusal};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
@@ -90,23 +90,26 @@ pub enum MdbError {
 pub struct Mdb {
     name: String,
     ifindex: u32,
+    number: BridgeNumber,
     snooping: Snooping,
     netlink: Netlink,
     source_lists: bool,
 }
 
 impl Mdb {
-    /// Opens the database, in the network namespace of the calling thread.
+    /// Opens the database of the bridge with this name and number, in the network namespace of the
+    /// calling thread.
     ///
     /// # Errors
     ///
     /// [`MdbError::Links`] when there is no such bridge, [`MdbError::Netlink`].
-    pub fn open(bridge: &str) -> Result<Self, MdbError> {
+    pub fn open(bridge: &str, number: BridgeNumber) -> Result<Self, MdbError> {
         let found = links::bridge(bridge)?;
         let snooping = Snooping::of(&found);
         Ok(Self {
             name: bridge.to_owned(),
             ifindex: found.ifindex,
+            number,
             snooping,
             netlink: Netlink::open()?,
             source_lists: snooping.mld_version >= 2,
@@ -154,9 +157,9 @@ impl Mdb {
         entries: &[(u32, &Membership)],
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         let mut left = HashMap::new();
-        let bridge = self.ifindex;
+        let (bridge, number) = (self.ifindex, self.number);
         self.netlink.dump_messages(present::dump(), |message| {
-            present::read(message, bridge, &mut left);
+            present::read(message, bridge, number, &mut left);
         })?;
         let is_ending = |(ifindex, membership): &(u32, &Membership)| {
             let left = left.get(&(*ifindex, membership.key));
@@ -363,7 +366,7 @@ mod tests {
     fn an_entry_has_the_layout_of_the_kernel() {
         let key = ManagedKey {
             vlan: 7,
-            pad: 0,
+            bridge: BridgeNumber::FIRST,
             multicast_address: [0xff; 16],
         };
         let bytes = entry(3, &key);

@@ -3,9 +3,10 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::ManagedKey;
+use common::maps::{BridgeNumber, ManagedKey};
 use serde::Deserialize;
 
+use super::LinkAddress;
 use super::addresses::is_in;
 use super::copy::CopyConfig;
 use super::policy::Policy;
@@ -21,6 +22,8 @@ pub struct AgentConfig {
     pub address: Ipv6Addr,
     /// Prefix length of that address, bits, 0 to 128.
     pub prefix_length: u8,
+    /// Bridge on which VMs arrive.
+    pub bridge: BridgeNumber,
     /// Permissions and rate limits of migrations.
     pub policy: Policy,
     /// Limits of the state that VMs and peers can create.
@@ -38,6 +41,14 @@ pub struct AgentConfig {
 }
 
 impl AgentConfig {
+    /// Returns an address on the link on which VMs arrive.
+    pub(super) fn here(&self, address: Ipv6Addr) -> LinkAddress {
+        LinkAddress {
+            bridge: self.bridge,
+            address,
+        }
+    }
+
     /// Returns true if a VM can have the address in this agent's prefix.
     pub(super) fn is_on_link(&self, address: Ipv6Addr) -> bool {
         is_in(address, self.address, self.prefix_length) && address != self.address

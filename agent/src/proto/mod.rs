@@ -66,7 +66,8 @@ mod view;
 use std::net::{Ipv6Addr, SocketAddrV6};
 
 use common::maps::{
-    Forward, ForwardKey, Managed, ManagedKey, RelayFlow, RelayFlowKey, Translation, TranslationKey,
+    BridgeNumber, Forward, ForwardKey, Managed, ManagedKey, RelayFlow, RelayFlowKey, Translation,
+    TranslationKey,
 };
 
 pub(crate) use arrival::MDB_RENEWAL_LAST;
@@ -178,9 +179,10 @@ impl Agent {
         });
     }
 
-    /// Handles an event about a unicast address of a moving VM.
-    pub fn handle_address(&mut self, now: Timestamp, event: AddressEvent) {
-        self.machines.input(now, |it| it.on_address(event));
+    /// Handles an event about a unicast address of a moving VM, on the link of a bridge. Events of
+    /// links on which the agent handles no such address do nothing.
+    pub fn handle_address(&mut self, now: Timestamp, bridge: BridgeNumber, event: AddressEvent) {
+        self.machines.input(now, |it| it.on_address(bridge, event));
     }
 
     /// Adopts the kernel's entries for packets to VMs that left, from an earlier agent.

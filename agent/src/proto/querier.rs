@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::maps::{Address, Querier, QuerierKey};
+use common::maps::{Address, Network, Querier, QuerierKey};
 use common::wire::mld::{QUERY_INTERVAL_SECONDS, ROBUSTNESS_VARIABLE};
 
 use super::Timestamp;
@@ -89,27 +89,27 @@ impl Queriers {
         })
     }
 
-    /// Returns the Multicast Address Listening Interval of a VLAN at a time (RFC 9777 §9.4): the
+    /// Returns the Multicast Address Listening Interval of a network at a time (RFC 9777 §9.4): the
     /// longest of the live queriers' intervals and the default.
-    pub(super) fn listening_interval(&self, vlan: u16, now: Timestamp) -> Duration {
-        self.live(vlan, now)
+    pub(super) fn listening_interval(&self, network: Network, now: Timestamp) -> Duration {
+        self.live(network, now)
             .map(listening_interval_of)
             .fold(LISTENING_INTERVAL, Duration::max)
     }
 
-    /// Returns the maximum response time to a Query on a VLAN: the longest Query Response Interval of
+    /// Returns the maximum response time to a Query in a network: the longest Query Response Interval of
     /// the live queriers, or the default without a live querier.
-    pub(super) fn response_interval(&self, vlan: u16, now: Timestamp) -> Duration {
-        self.live(vlan, now)
+    pub(super) fn response_interval(&self, network: Network, now: Timestamp) -> Duration {
+        self.live(network, now)
             .map(response_interval)
             .max()
             .unwrap_or(QUERY_RESPONSE_INTERVAL)
     }
 
-    fn live(&self, vlan: u16, now: Timestamp) -> impl Iterator<Item = &Querier> {
+    fn live(&self, network: Network, now: Timestamp) -> impl Iterator<Item = &Querier> {
         self.links
             .iter()
-            .filter(move |(key, _)| key.vlan == vlan)
+            .filter(move |(key, _)| key.network() == network)
             .flat_map(|(_, heard)| heard.values())
             .filter(move |querier| is_live(querier, now))
     }
@@ -160,13 +160,15 @@ const fn listening_interval(robustness: u8, query: Duration, response: Duration)
 
 #[cfg(test)]
 mod tests {
+    use common::maps::BridgeNumber;
+
     use super::*;
 
     const S: u64 = 1_000_000_000;
     const KEY: QuerierKey = QuerierKey {
         ifindex: 2,
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
     };
 
     fn querier(last: u8, at_s: u64, interval_s: u32, response_ms: u32, robustness: u8) -> Querier {
@@ -187,6 +189,14 @@ mod tests {
         Timestamp(seconds * S)
     }
 
+    /// Returns a network on the bridge of [`KEY`].
+    fn vlan(vlan: u16) -> Network {
+        Network {
+            bridge: KEY.bridge,
+            vlan,
+        }
+    }
+
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
@@ -194,19 +204,27 @@ mod tests {
     #[test]
     fn without_a_querier_the_intervals_are_the_defaults() {
         let queriers = Queriers::default();
-        assert_eq!(queriers.listening_interval(0, at(0)), seconds(270));
-        assert_eq!(queriers.response_interval(0, at(0)), seconds(10));
+        assert_eq!(queriers.listening_interval(vlan(0), at(0)), seconds(270));
+        assert_eq!(queriers.response_interval(vlan(0), at(0)), seconds(10));
     }
 
     #[test]
     fn longer_interval_of_a_querier_holds_on_its_vlan_while_the_querier_lives() {
         let mut queriers = Queriers::default();
         queriers.heard(KEY, querier(1, 10, 600, 5000, 3));
-        assert_eq!(queriers.listening_interval(0, at(10)), seconds(1810));
-        assert_eq!(queriers.listening_interval(7, at(10)), seconds(270));
+        assert_eq!(queriers.listening_interval(vlan(0), at(10)), seconds(1810));
+        assert_eq!(queriers.listening_interval(vlan(7), at(10)), seconds(270));
+        let elsewhere = Network {
+            bridge: BridgeNumber(2),
+            vlan: 0,
+        };
+        assert_eq!(queriers.listening_interval(elsewhere, at(10)), seconds(270));
         // 3 * 600 s + 2.5 s after the Query.
-        assert_eq!(queriers.listening_interval(0, at(1812)), seconds(1810));
-        assert_eq!(queriers.listening_interval(0, at(1813)), seconds(270));
+        assert_eq!(
+            queriers.listening_interval(vlan(0), at(1812)),
+            seconds(1810)
+        );
+        assert_eq!(queriers.listening_interval(vlan(0), at(1813)), seconds(270));
     }
 
     #[test]
@@ -216,7 +234,7 @@ mod tests {
             queriers.heard(KEY, querier(1, 10, 600, 10_000, 2));
             queriers.heard(KEY, querier(forger, 11, 1, 0, 1));
             assert_eq!(
-                queriers.listening_interval(0, at(11)),
+                queriers.listening_interval(vlan(0), at(11)),
                 seconds(1220),
                 "{forger}"
             );
@@ -224,16 +242,24 @@ mod tests {
     }
 
     #[test]
+    fn query_with_short_intervals_does_not_shorten_the_defaults() {
+        // The shortest Query that a host can forge: QRV 1, QQIC 1, MRC 0.
+        let mut queriers = Queriers::default();
+        queriers.heard(KEY, querier(0, 10, 1, 0, 1));
+        assert_eq!(queriers.listening_interval(vlan(0), at(11)), seconds(270));
+    }
+
+    #[test]
     fn values_no_network_means_are_clamped() {
         let mut queriers = Queriers::default();
         queriers.heard(KEY, querier(1, 10, 31_744, 8_387_584, 7));
         assert_eq!(
-            queriers.listening_interval(0, at(10)),
+            queriers.listening_interval(vlan(0), at(10)),
             seconds(7 * 3600 + 120)
         );
-        assert_eq!(queriers.response_interval(0, at(10)), seconds(60));
+        assert_eq!(queriers.response_interval(vlan(0), at(10)), seconds(60));
         assert_eq!(
-            queriers.listening_interval(0, at(10 + 7 * 3600 + 31)),
+            queriers.listening_interval(vlan(0), at(10 + 7 * 3600 + 31)),
             seconds(270)
         );
     }
@@ -258,7 +284,7 @@ mod tests {
         for address in 0..100 {
             queriers.heard(KEY, querier(address, 11, 125, 10_000, 2));
         }
-        assert_eq!(queriers.listening_interval(0, at(11)), seconds(1220));
+        assert_eq!(queriers.listening_interval(vlan(0), at(11)), seconds(1220));
         assert_eq!(queriers.links[&KEY].len(), QUERIERS_PER_LINK);
         for vlan in 1..4095 {
             queriers.heard(QuerierKey { vlan, ..KEY }, querier(1, 12, 125, 10_000, 2));

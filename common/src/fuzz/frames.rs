@@ -7,7 +7,7 @@ use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use super::finish;
 use crate::forward;
 use crate::handover;
-use crate::maps::{RelayFlow, StreamKey, Subscriber};
+use crate::maps::{BridgeNumber, RelayFlow, StreamKey, Subscriber};
 use crate::relay::{self, Endpoints};
 use crate::trace::{Decision, Record};
 use crate::wire::datagram::{self, Header};
@@ -120,7 +120,7 @@ pub(super) fn relayed(bytes: &[u8]) {
         source_port: u16::from_be(header.source_port),
         destination_port: u16::from_be(header.destination_port),
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber(choice),
     };
     let mut pairs = relay::port_pairs(&stream, &relay_address, &agent_address);
     let Some((relay_port, agent_port)) = pairs.nth(usize::from(choice % 64)) else {

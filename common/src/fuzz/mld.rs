@@ -10,7 +10,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
 use super::finish;
 use crate::group;
-use crate::maps::ListenerKey;
+use crate::maps::{BridgeNumber, ListenerKey};
 use crate::snoop::mld::begin;
 use crate::snoop::{
     Frame, KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
@@ -21,6 +21,7 @@ use crate::wire::ipv6;
 use crate::wire::mld::{self, AddressRecord, Message, NoMessage, RECORD_BYTES, SOURCE_BYTES};
 
 const IFINDEX: u32 = 7;
+const BRIDGE: BridgeNumber = BridgeNumber(3);
 /// Flag: leave the checksum unchanged.
 const UNFINISHED: u8 = 0x80;
 /// Flag: the VLAN tag is in the metadata.
@@ -68,7 +69,7 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
     };
     let Some(frame) = mld::ipv6_frame(&packet) else {
         let before = counts(store);
-        assert!(apply_frame(&packet, IFINDEX, at_ns, store));
+        assert!(apply_frame(&packet, IFINDEX, BRIDGE, at_ns, store));
         assert_eq!(counts(store), before, "what is no IPv6 has been counted");
         return;
     };
@@ -86,6 +87,7 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
         at_ns,
         ifindex: IFINDEX,
         vlan: frame.vlan,
+        bridge: BRIDGE,
         guest_mac: frame.mac,
         by_agent: false,
     };
@@ -101,7 +103,7 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
         true
     });
     let once = is_unbounded(store).then(|| state(store));
-    let nothing_refused = apply_frame(&packet, IFINDEX, at_ns, store);
+    let nothing_refused = apply_frame(&packet, IFINDEX, BRIDGE, at_ns, store);
     let twice = state(store);
     let Some(once) = once else {
         assert!(store.listeners.len() <= store.max_listeners);

@@ -5,7 +5,7 @@ use etherparse::{PacketBuilder, VlanId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::maps::Address;
+use crate::maps::{Address, BridgeNumber};
 use crate::snoop;
 use crate::testing::frame::{Frame, address, record};
 
@@ -27,7 +27,7 @@ fn stream(ports: (u16, u16), vlan: u16) -> StreamKey {
         source_port: ports.0,
         destination_port: ports.1,
         vlan,
-        pad: 0,
+        bridge: NO_BRIDGE,
     }
 }
 
@@ -217,9 +217,11 @@ prop_compose! {
         source: Address,
         ports: [u16; 2],
         vlan in 0..4096_u16,
+        bridge: u16,
     ) -> StreamKey {
         let [source_port, destination_port] = ports;
-        StreamKey { multicast_address, source, source_port, destination_port, vlan, pad: 0 }
+        let bridge = BridgeNumber(bridge);
+        StreamKey { multicast_address, source, source_port, destination_port, vlan, bridge }
     }
 }
 
@@ -232,7 +234,7 @@ fn words(stream: &StreamKey) -> [u64; 5] {
         stream.source_port,
         stream.destination_port,
         stream.vlan,
-        stream.pad,
+        stream.bridge.0,
     ] {
         bytes.extend(number.to_ne_bytes());
     }
@@ -247,6 +249,12 @@ proptest! {
     #[test]
     fn flow_hash_is_that_of_the_key_in_memory(stream in any_stream()) {
         prop_assert_eq!(flow_hash(words(&stream)), flow_hash_of(&stream));
+    }
+
+    #[test]
+    fn flow_has_one_hash_on_all_hosts(stream in any_stream(), bridge: u16) {
+        let elsewhere = StreamKey { bridge: BridgeNumber(bridge), ..stream };
+        prop_assert_eq!(flow_hash(words(&elsewhere)), flow_hash(words(&stream)));
     }
 
     #[test]
@@ -279,7 +287,7 @@ proptest! {
             .write(&mut frame, &payload)
             .unwrap();
         let found = packet(&frame[..]).unwrap();
-        prop_assert_eq!(found.stream, stream);
+        prop_assert_eq!(found.stream, StreamKey { bridge: NO_BRIDGE, ..stream });
         let Payload { offset, length } = found.payload;
         prop_assert_eq!(&frame[offset..], &payload);
         prop_assert_eq!(usize::from(length), payload.len());

@@ -12,7 +12,7 @@
 //! | `TRANSLATIONS` | [`TranslationKey`] | [`Translation`] | agent; kernel the counters |
 //! | `FORWARDING` | 0 | number of entries of both | agent |
 
-use super::Address;
+use super::{Address, BridgeNumber};
 
 /// Key of `FORWARDS`: 20 bytes, align 2.
 #[repr(C)]
@@ -22,8 +22,8 @@ pub struct ForwardKey {
     pub address: Address,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Padding, always zero.
-    pub pad: u16,
+    /// Bridge whose programs forward the packets: that of the address's link.
+    pub bridge: BridgeNumber,
 }
 
 /// Value of `FORWARDS`: 88 bytes, align 8.
@@ -69,8 +69,8 @@ pub struct TranslationKey {
     pub ifindex: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Padding, always zero.
-    pub pad: u16,
+    /// Bridge of the TAP.
+    pub bridge: BridgeNumber,
 }
 
 /// Value of `TRANSLATIONS`: 72 bytes, align 8.

@@ -90,7 +90,9 @@ impl Origins {
     }
 }
 
-/// Key of `RELAY_FLOWS`: 20 bytes, align 2. Identifies the datagrams of one relayed flow.
+/// Key of `RELAY_FLOWS`: 20 bytes, align 2. Identifies the datagrams of one relayed flow. The key
+/// names no bridge: datagrams go to an address of the host, and [`RelayFlow::stream`] names the
+/// bridge of the restored packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayFlowKey {
@@ -119,7 +121,7 @@ pub struct RelayFlowEntry {
 pub struct RelayFlow {
     /// Transaction of the session with the relay.
     pub session: u64,
-    /// Flow of the restored packets; the VLAN is 0.
+    /// Flow of the restored packets, with their bridge; the VLAN is 0.
     pub stream: StreamKey,
     /// Destination address of the datagrams: an address of this host.
     pub agent_address: Address,
@@ -131,7 +133,7 @@ pub struct RelayFlow {
 }
 
 /// Key of `RELAYS`: 32 bytes, align 1. A relay, and the address of this host that the relay sends
-/// to. The value is the number of flows between both, a `u32`.
+/// to; both belong to no bridge. The value is the number of flows between both, a `u32`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayKey {

@@ -3,7 +3,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::maps::{CopyCounts, Origin, Origins};
+use crate::maps::{BridgeNumber, CopyCounts, Origin, Origins};
 use crate::wire::datagram::{HEADER_BYTES, Header};
 
 /// MACs of the route to the agent.
@@ -14,7 +14,7 @@ const STREAM: StreamKey = StreamKey {
     source_port: 1,
     destination_port: 2,
     vlan: 0,
-    pad: 0,
+    bridge: BridgeNumber::FIRST,
 };
 
 prop_compose! {
@@ -26,7 +26,7 @@ prop_compose! {
     ) -> StreamKey {
         let mut multicast_address = multicast_address;
         multicast_address[0] = 0xff;
-        StreamKey { multicast_address, source, source_port, destination_port, vlan: 0, pad: 0 }
+        StreamKey { multicast_address, source, source_port, destination_port, ..STREAM }
     }
 }
 

@@ -7,7 +7,7 @@ use minicbor::{Decode, Encode};
 
 use super::bounded::{bytes, list};
 use super::{Address, MAX_CUT_FLOWS, MAX_FINGERPRINT_BYTES, MAX_NICS, Mac};
-use crate::maps::StreamKey;
+use crate::maps::{NO_BRIDGE, StreamKey};
 
 /// `HandoverCut`: the VM has stopped at the source; lists the packets that it received there.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -83,7 +83,7 @@ pub struct FlowCut {
 }
 
 impl FlowCut {
-    /// Key of the flow.
+    /// Key of the flow, without a bridge: the other host has other numbers.
     pub fn stream(&self) -> StreamKey {
         StreamKey {
             multicast_address: *self.multicast_address,
@@ -91,7 +91,7 @@ impl FlowCut {
             source_port: self.source_port,
             destination_port: self.destination_port,
             vlan: self.vlan,
-            pad: 0,
+            bridge: NO_BRIDGE,
         }
     }
 }

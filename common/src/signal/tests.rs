@@ -224,27 +224,6 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
             translate_s: 60,
         })
     };
-    let register = |ranges: usize| {
-        let range = AddressRange {
-            address: [0xff; 16].into(),
-            length: 8,
-        };
-        PeerMessage::from(Register {
-            role: Role::Relay,
-            address: [1; 16].into(),
-            site: "a".to_string(),
-            serves: vec![range; ranges],
-        })
-    };
-    let found = |relays: usize| {
-        let relay = KnownRelay {
-            name: "r".to_string(),
-            address: [1; 16].into(),
-        };
-        PeerMessage::from(RelaySearchReply {
-            relays: vec![relay; relays],
-        })
-    };
     let listener = request().listeners[0].clone();
     let cases: Vec<(usize, Message)> = vec![
         (MAX_LISTENERS, Box::new(move |n| response(n).into())),
@@ -279,8 +258,6 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
         (MAX_SOURCES, Box::new(move |n| subscription(n, 0))),
         (MAX_RELAY_FLOWS, Box::new(move |n| subscription(0, n))),
         (MAX_MOAS, Box::new(claim)),
-        (MAX_NAMED, Box::new(register)),
-        (MAX_NAMED, Box::new(found)),
     ];
     for (number, (most, message)) in cases.iter().enumerate() {
         let (fits, exceeds) = (message(*most), message(most + 1).encode(9));
@@ -297,30 +274,57 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
     }
 }
 
+/// Checks that a message with a list of the maximum length is read, and one with a longer list refused.
+macro_rules! assert_bounded {
+    ($messages:ty, $most:expr, $message:expr) => {{
+        let fits = <$messages>::from($message($most));
+        let exceeds = <$messages>::from($message($most + 1));
+        assert_eq!(<$messages>::decode(&fits.encode(9)), Ok((9, fits)));
+        let refused = <$messages>::decode(&exceeds.encode(9));
+        assert_eq!(refused, Err(DecodeError::Malformed));
+    }};
+}
+
 #[test]
 fn lists_of_vms_are_read_up_to_their_bounds_and_refused_beyond() {
-    let ready = |moas: usize| {
-        VmMessage::from(MigrationReady {
-            forward: vec![[3; 16].into(); moas],
-            ..MigrationReady::default()
-        })
+    assert_bounded!(VmMessage, MAX_MOAS, |moas| MigrationReady {
+        forward: vec![[3; 16].into(); moas],
+        ..MigrationReady::default()
+    });
+    assert_bounded!(VmMessage, MAX_NAMED, |hosts| AgentSearchReply {
+        agent: "a".to_string(),
+        domain: "d".to_string(),
+        destinations: vec!["h".to_string(); hosts],
+    });
+}
+
+#[test]
+fn lists_of_directories_end_with_the_datagram() {
+    let range = AddressRange {
+        address: [0xff; 16].into(),
+        length: 8,
     };
-    let reply = |hosts: usize| {
-        VmMessage::from(AgentSearchReply {
-            agent: "a".to_string(),
-            domain: "d".to_string(),
-            destinations: vec!["h".to_string(); hosts],
-        })
+    let relay = KnownRelay {
+        name: "r".to_string(),
+        address: [1; 16].into(),
     };
-    let cases: [(usize, &dyn Fn(usize) -> VmMessage); 2] =
-        [(MAX_MOAS, &ready), (MAX_NAMED, &reply)];
-    for (most, message) in cases {
-        let fits = message(most);
-        assert_eq!(VmMessage::decode(&fits.encode(9)), Ok((9, fits)), "{most}");
-        assert_eq!(
-            VmMessage::decode(&message(most + 1).encode(9)),
-            Err(DecodeError::Malformed),
-            "{most}"
+    let register = Register {
+        role: Role::Relay,
+        address: [1; 16].into(),
+        site: "a".to_string(),
+        serves: vec![range; MAX_NAMED],
+    };
+    let found = RelaySearchReply {
+        relays: vec![relay; MAX_NAMED],
+    };
+    for message in [
+        DirectoryMessage::from(register),
+        DirectoryMessage::from(found),
+    ] {
+        let refused = DirectoryMessage::decode(&message.encode(9));
+        assert!(
+            matches!(refused, Err(DecodeError::TooLong { .. })),
+            "{refused:?}"
         );
     }
 }

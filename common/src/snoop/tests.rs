@@ -7,10 +7,13 @@ use super::mld::begin;
 use super::{KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, Report, Step, Walk, apply_frame};
 use crate::counter::Counter;
 use crate::event::Change;
-use crate::maps::FilterMode;
+use crate::maps::{BridgeNumber, FilterMode};
 use crate::testing::frame::{Frame, address, record};
 use crate::testing::store::{MemoryStore, meaning};
 use crate::wire::mld;
+
+/// Bridge of the port.
+const BRIDGE: BridgeNumber = BridgeNumber(3);
 
 mod toy;
 
@@ -42,7 +45,7 @@ impl Port {
 
     fn feed(&mut self, frame: &Frame) {
         self.now_ns += 1_000_000;
-        apply_frame(&frame.bytes()[..], 7, self.now_ns, &mut self.store);
+        apply_frame(&frame.bytes()[..], 7, BRIDGE, self.now_ns, &mut self.store);
     }
 
     /// Filter mode and sources of the only listener.
@@ -72,6 +75,7 @@ fn apply_as_kernel(bytes: &[u8], at_ns: u64, store: &mut MemoryStore) {
         at_ns,
         ifindex: 7,
         vlan: frame.vlan,
+        bridge: BRIDGE,
         guest_mac: frame.mac,
         by_agent: false,
     };
@@ -210,7 +214,7 @@ fn source_that_is_no_unicast_address_is_not_listed() {
 fn record_overtaken_by_a_later_report_is_skipped() {
     let mut port = Port::after(&[(TO_EX, &[])]);
     let late = Frame::report(&[record(TO_IN, GROUP, &[])]).bytes();
-    apply_frame(&late[..], 7, port.now_ns - 1, &mut port.store);
+    apply_frame(&late[..], 7, BRIDGE, port.now_ns - 1, &mut port.store);
     assert_eq!(port.state(), Some((FilterMode::Exclude, Vec::new())));
     assert_eq!(port.count(Counter::IgnoredStale), 1);
 }
@@ -230,7 +234,7 @@ fn refused_listener_is_reported_and_the_others_stay() {
     port.store.max_listeners = 1;
     let records = [record(TO_EX, GROUP, &[]), record(TO_EX, "ff1e::2", &[S1])];
     let frame = Frame::report(&records).bytes();
-    assert!(!apply_frame(&frame[..], 7, 1, &mut port.store));
+    assert!(!apply_frame(&frame[..], 7, BRIDGE, 1, &mut port.store));
     assert_eq!(port.state(), Some((FilterMode::Exclude, Vec::new())));
     assert!(port.store.sources.is_empty());
 }
@@ -278,7 +282,7 @@ proptest! {
         let mut store = MemoryStore::default();
         apply_as_kernel(&frame, 5_000_000, &mut store);
         let mut once = meaning(store.listeners.clone(), store.sources.clone());
-        apply_frame(&frame[..], 7, 5_000_000, &mut store);
+        apply_frame(&frame[..], 7, BRIDGE, 5_000_000, &mut store);
         let mut twice = meaning(store.listeners.clone(), store.sources.clone());
         if repeated {
             // One Report may contain an answer, a leave and a new join of an address, although no

@@ -4,7 +4,7 @@
 use super::{Ignored, ListenerStore, Record, RecordType, Records};
 use crate::counter::Counter;
 use crate::event::Change;
-use crate::maps::{FilterMode, Listener, ListenerKey, Source, SourceKey};
+use crate::maps::{BridgeNumber, FilterMode, Listener, ListenerKey, NO_BRIDGE, Source, SourceKey};
 use crate::packet::PacketRead;
 use crate::wire::ipv6;
 
@@ -17,6 +17,8 @@ pub struct Report {
     pub ifindex: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
+    /// Bridge of the TAP.
+    pub bridge: BridgeNumber,
     /// Ethernet source of the frame.
     pub guest_mac: [u8; 6],
     /// Whether the agent applies the message, possibly after the kernel program.
@@ -87,7 +89,7 @@ impl<R: Records + Default> Walk<R> {
                 listener: ListenerKey {
                     ifindex: 0,
                     vlan: 0,
-                    pad: 0,
+                    bridge: NO_BRIDGE,
                     multicast_address: ipv6::UNSPECIFIED,
                 },
                 source: ipv6::UNSPECIFIED,
@@ -114,7 +116,7 @@ impl<R: Records> Walk<R> {
         self.at_ns = report.at_ns;
         self.key.listener.ifindex = report.ifindex;
         self.key.listener.vlan = report.vlan;
-        self.key.listener.pad = 0;
+        self.key.listener.bridge = report.bridge;
         self.guest_mac = report.guest_mac;
         self.by_agent = report.by_agent;
         self.records = records;

@@ -1,7 +1,7 @@
 //! Parser for the flow of a traced frame, from the bytes in a record.
 
 use super::{Decision, FRAME_BYTES, Flow, Program, Record};
-use crate::maps::StreamKey;
+use crate::maps::{NO_BRIDGE, StreamKey};
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::{mld, udp};
 
@@ -56,7 +56,7 @@ impl Record {
                 source_port: 0,
                 destination_port: 0,
                 vlan: 0,
-                pad: 0,
+                bridge: NO_BRIDGE,
             },
             frame: start,
         }

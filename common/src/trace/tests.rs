@@ -1,4 +1,5 @@
 use super::*;
+use crate::maps::NO_BRIDGE;
 use std::collections::HashSet;
 
 fn record(program: Program, ifindex: u32, frame: &[u8]) -> Record {
@@ -74,7 +75,7 @@ fn flow_that_the_program_gave_counts_more_than_the_frame() {
         source_port: 3,
         destination_port: 4,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
     };
     let flow = record.flow().unwrap();
     assert_eq!((flow.source, flow.destination), ([2; 16], [1; 16]));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::counter::Counter;
-use common::maps::{DeliveredKey, ManagedKey, Origins, StreamKey};
+use common::maps::{BridgeNumber, DeliveredKey, ManagedKey, Origins, StreamKey};
 use common::testing::frame::{Frame, address};
 use roamcast::clock::now;
 use roamcast::datapath::{Capacities, DatapathConfig};
@@ -30,7 +30,7 @@ fn stream(group: &str, source_port: u16) -> StreamKey {
         source_port,
         destination_port: 5004,
         vlan: 0,
-        pad: 0,
+        bridge: BridgeNumber::FIRST,
     }
 }
 
@@ -59,7 +59,7 @@ fn flows_made_up_for_one_address_and_vm_take_no_room_of_another_and_go_soon() {
         for group in [GROUP, OTHER_GROUP] {
             let key = ManagedKey {
                 vlan: 0,
-                pad: 0,
+                bridge: BridgeNumber::FIRST,
                 multicast_address: address(group),
             };
             datapath.manage(&key, now(), Origins::Native).unwrap();

@@ -1,6 +1,6 @@
 //! libvirt's `<bandwidth>`: set before and after the start of the agent, changed, and cleared.
 
-use common::maps::ListenerKey;
+use common::maps::{BridgeNumber, ListenerKey};
 use common::testing::frame::{Frame, address, record};
 use roamcast::datapath::{Hook, HookView, Program};
 use roamcast::runtime::agent::hooks::Role;
@@ -170,7 +170,7 @@ fn limits_hold_while_the_programs_are_there() {
             let key = ListenerKey {
                 ifindex: setup.ifindex,
                 vlan: 0,
-                pad: 0,
+                bridge: BridgeNumber::FIRST,
                 multicast_address: address("ff3e:2::1"),
             };
             wait_for("the listener", || agent.datapath.listener(&key).unwrap());

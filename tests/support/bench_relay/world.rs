@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use common::maps::StreamKey;
+use common::maps::{NO_BRIDGE, StreamKey};
 use common::relay::{self, Endpoints};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -32,7 +32,7 @@ pub(super) const STREAM: StreamKey = StreamKey {
     source_port: SOURCE_PORT,
     destination_port: DESTINATION_PORT,
     vlan: 0,
-    pad: 0,
+    bridge: NO_BRIDGE,
 };
 
 /// Returns the endpoints of the relayed stream between two hosts, with ports that keep the UDP

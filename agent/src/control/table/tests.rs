@@ -1,7 +1,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-use common::maps::StreamUsage;
+use common::maps::{NO_BRIDGE, StreamUsage};
 
 use crate::control::report::{
     ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
@@ -214,7 +214,7 @@ fn stream_shows_both_ways_and_its_mode() {
         source_port: 5004,
         destination_port: 5005,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
     };
     let value = Stream {
         native: StreamUsage {

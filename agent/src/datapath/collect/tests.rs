@@ -1,4 +1,5 @@
 use super::*;
+use common::maps::NO_BRIDGE;
 
 const S: u64 = 1_000_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -11,7 +12,7 @@ fn key(source_port: u16) -> StreamKey {
         source_port,
         destination_port: 5004,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
     }
 }
 
@@ -57,7 +58,7 @@ fn sources_are_wanted_of_lists_only_where_no_listener_wants_all() {
     let address = |ifindex, last| ListenerKey {
         ifindex,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
         multicast_address: [last; 16],
     };
     let listener = |filter_mode: FilterMode| Listener {

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::maps::ManagedKey;
+use common::maps::{BridgeNumber, ManagedKey};
 use linux::netlink::bytes::{HEADER_BYTES, Message, RequestBytes, values};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 
@@ -41,11 +41,12 @@ pub(super) fn dump() -> Vec<u8> {
     request.finish()
 }
 
-/// Reads one message of the answer. Skips entries of mode INCLUDE: these last as long as their
+/// Reads one message of the answer, for the bridge with an ifindex and a number. Skips entries of mode INCLUDE: these last as long as their
 /// sources, and a VM has reported them.
 pub(super) fn read(
     message: &Message<'_>,
     bridge: u32,
+    number: BridgeNumber,
     left: &mut HashMap<(u32, ManagedKey), Duration>,
 ) {
     let Some((head, attributes)) = message
@@ -61,10 +62,10 @@ pub(super) fn read(
     let infos = values(attributes, MDBA_MDB)
         .flat_map(|database| values(database, MDBA_MDB_ENTRY))
         .flat_map(|of_address| values(of_address, MDBA_MDB_ENTRY_INFO));
-    left.extend(infos.filter_map(entry));
+    left.extend(infos.filter_map(|info| entry(info, number)));
 }
 
-fn entry(info: &[u8]) -> Option<((u32, ManagedKey), Duration)> {
+fn entry(info: &[u8], number: BridgeNumber) -> Option<((u32, ManagedKey), Duration)> {
     let (entry, attributes) = info.split_at_checked(ENTRY_BYTES)?;
     let ifindex = u32::from_ne_bytes(*entry.first_chunk()?);
     let vlan = u16::from_ne_bytes(*entry.get(6..)?.first_chunk()?);
@@ -80,7 +81,7 @@ fn entry(info: &[u8]) -> Option<((u32, ManagedKey), Duration)> {
         && values(attributes, EATTR_SOURCE).next().is_none();
     let key = ManagedKey {
         vlan,
-        pad: 0,
+        bridge: number,
         multicast_address,
     };
     let left = Duration::from_millis(u64::from(hundredths) * 10);
@@ -95,9 +96,10 @@ mod tests {
     use linux::netlink::bytes::messages;
 
     const BRIDGE: u32 = 9;
+    const NUMBER: BridgeNumber = BridgeNumber(2);
     const KEY: ManagedKey = ManagedKey {
         vlan: 7,
-        pad: 0,
+        bridge: NUMBER,
         multicast_address: [0xff; 16],
     };
 
@@ -122,7 +124,7 @@ mod tests {
     fn found(answer: &[u8]) -> Vec<((u32, ManagedKey), Duration)> {
         let mut left = HashMap::new();
         for message in messages(answer) {
-            read(&message, BRIDGE, &mut left);
+            read(&message, BRIDGE, NUMBER, &mut left);
         }
         left.into_iter().collect()
     }

@@ -30,7 +30,7 @@ use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::record::ForwardRecord;
 use crate::proto::timer::Timer;
-use crate::proto::{DomainUuid, Mac, Timestamp, mac_text};
+use crate::proto::{DomainUuid, LinkAddress, Mac, Timestamp, mac_text};
 
 use super::{AddressCommand, Addresses, Allowance, ForwardCommand, Leave, Said, adopted_until};
 
@@ -72,11 +72,11 @@ pub(in crate::proto) struct Going<'a> {
     /// MACs of the domain.
     pub(in crate::proto) macs: &'a [Mac],
     /// Returns true for an address that another domain, arriving or arrived, claims.
-    pub(in crate::proto) is_claimed: &'a dyn Fn(Ipv6Addr) -> bool,
+    pub(in crate::proto) is_claimed: &'a dyn Fn(LinkAddress) -> bool,
 }
 
 impl Departure {
-    fn leave(&self, address: Ipv6Addr) -> Leave {
+    fn leave(&self, address: LinkAddress) -> Leave {
         Leave {
             address,
             to: self.to,
@@ -103,7 +103,8 @@ impl Addresses {
         self.end_departures(cx, |_, departure| departure.is_of(of.0));
         if !going.lasting.is_zero() {
             for address in named.take(MAX_MOAS) {
-                self.begin_departure(cx, of, address, going);
+                let on = cx.config.here(address);
+                self.begin_departure(cx, of, on, going);
             }
         }
     }
@@ -112,19 +113,20 @@ impl Addresses {
         &mut self,
         cx: &mut Context,
         (number, uuid): (u64, DomainUuid),
-        address: Ipv6Addr,
+        on: LinkAddress,
         going: &Going<'_>,
     ) {
-        let is_held = (going.is_claimed)(address) || self.holder(address, uuid, cx.now).is_some();
+        let LinkAddress { bridge, address } = on;
+        let is_held = (going.is_claimed)(on) || self.holder(on, uuid, cx.now).is_some();
         if is_held || !cx.config.is_on_link(address) {
             cx.counters.forwards_refused += 1;
             warn!(number, %address, "Packets for an address are not sent on: it is not the VM's");
             return;
         }
         // An earlier migration may have left an entry.
-        self.end_departures(cx, |departed, _| *departed == address);
+        self.end_departures(cx, |departed, _| *departed == on);
         self.departures.insert(
-            address,
+            on,
             Departure {
                 uuid,
                 number: Some(number),
@@ -138,8 +140,8 @@ impl Addresses {
                 answers: Allowance::default(),
             },
         );
-        cx.address(AddressCommand::Watch { address });
-        cx.address(AddressCommand::Probe { address });
+        cx.address(bridge, AddressCommand::Watch { address });
+        cx.address(bridge, AddressCommand::Probe { address });
         cx.forward(ForwardCommand::Resolve { to: going.to });
         cx.timers
             .set_earlier(Timer::Forwards, cx.now + LOOK_INTERVAL);
@@ -151,12 +153,13 @@ impl Addresses {
         &mut self,
         cx: &mut Context,
         inventory: &Inventory,
-        address: Ipv6Addr,
+        on: LinkAddress,
         said: Said,
         by: Mac,
     ) -> Option<u64> {
         let now = cx.now;
-        let departure = self.departures.get_mut(&address)?;
+        let departure = self.departures.get_mut(&on)?;
+        let LinkAddress { bridge, address } = on;
         let is_own = departure.macs.contains(&by);
         match said {
             Said::Has if is_own => {
@@ -165,7 +168,7 @@ impl Addresses {
                     let uuid = departure.uuid;
                     let ports = inventory.ports_of_domain(&uuid);
                     if let Some((ifindex, _)) = ports.iter().find(|(_, mac)| *mac == by) {
-                        self.expect(cx, address, *ifindex);
+                        self.expect(cx, on, *ifindex);
                     }
                 }
             }
@@ -177,12 +180,13 @@ impl Addresses {
                         Said::Asks(from) => Some((from, by)),
                         Said::Has | Said::Wants => None,
                     };
-                    cx.address(AddressCommand::Advertise {
+                    let advertise = AddressCommand::Advertise {
                         address,
                         owner: None,
                         overrides: true,
                         to,
-                    });
+                    };
+                    cx.address(bridge, advertise);
                 }
             }
             Said::Asks(_) | Said::Wants => {}
@@ -194,14 +198,14 @@ impl Addresses {
                 cx.counters.addresses_disputed += 1;
                 warn!(%address, mac = mac_text(&by), "Packets for an address are not sent on: somebody else has it");
                 let number = departure.number;
-                self.end_departures(cx, |departed, _| *departed == address);
+                self.end_departures(cx, |departed, _| *departed == on);
                 return number;
             }
         }
         None
     }
 
-    pub(in crate::proto) fn departure_of_own(&mut self, cx: &mut Context, address: Ipv6Addr) {
+    pub(in crate::proto) fn departure_of_own(&mut self, cx: &mut Context, address: LinkAddress) {
         self.end_departures(cx, |departed, _| *departed == address);
     }
 
@@ -228,14 +232,17 @@ impl Addresses {
             self.end_departure(cx, address, true);
         }
         for (leave, until) in begun {
-            let Leave { address, to, .. } = leave;
+            let Leave {
+                address: on, to, ..
+            } = leave;
+            let LinkAddress { bridge, address } = on;
             info!(number, %address, %to, "Packets are sent on");
             cx.forward(ForwardCommand::Set {
                 leave,
                 until,
                 unread_until: now + UNREAD_TIME,
             });
-            cx.address(AddressCommand::Replace { address });
+            cx.address(bridge, AddressCommand::Replace { address });
             cx.timers.set_earlier(Timer::Forwards, until);
             let forward = ForwardRecord {
                 address,
@@ -251,7 +258,7 @@ impl Addresses {
 
     /// Stops forwarding for a VM that resumes on this host.
     pub(in crate::proto) fn keep_departures(&mut self, cx: &mut Context, number: u64) {
-        let stopped: Vec<Ipv6Addr> = self
+        let stopped: Vec<LinkAddress> = self
             .departures
             .iter_mut()
             .filter(|(_, departure)| departure.number == Some(number))
@@ -267,7 +274,7 @@ impl Addresses {
 
     /// Has the gate keep copies of the frames that enter a TAP for an address, since the VM may stop
     /// before reading them.
-    fn expect(&mut self, cx: &mut Context, address: Ipv6Addr, ifindex: u32) {
+    fn expect(&mut self, cx: &mut Context, address: LinkAddress, ifindex: u32) {
         if let Some(departure) = self.departures.get_mut(&address)
             && departure.until.is_none()
             && ifindex != 0
@@ -282,9 +289,9 @@ impl Addresses {
     pub(in crate::proto) fn end_departures(
         &mut self,
         cx: &mut Context,
-        condition: impl Fn(&Ipv6Addr, &Departure) -> bool,
+        condition: impl Fn(&LinkAddress, &Departure) -> bool,
     ) {
-        let ending: Vec<Ipv6Addr> = self
+        let ending: Vec<LinkAddress> = self
             .departures
             .iter()
             .filter(|(address, departure)| condition(address, departure))
@@ -306,7 +313,7 @@ impl Addresses {
         });
     }
 
-    fn end_departure(&mut self, cx: &mut Context, address: Ipv6Addr, give_back: bool) {
+    fn end_departure(&mut self, cx: &mut Context, address: LinkAddress, give_back: bool) {
         let active = self
             .departures
             .get_mut(&address)
@@ -327,7 +334,7 @@ impl Addresses {
     }
 
     /// Stops forwarding for an address, and corrects neighbours that were told about this host.
-    fn give_back(&mut self, cx: &mut Context, address: Ipv6Addr) {
+    fn give_back(&mut self, cx: &mut Context, address: LinkAddress) {
         cx.forward(ForwardCommand::Remove { address });
         let Some(departure) = self.departures.get_mut(&address) else {
             return;
@@ -335,12 +342,14 @@ impl Addresses {
         if std::mem::take(&mut departure.answered)
             && let Some(owner) = departure.owner
         {
-            cx.address(AddressCommand::Advertise {
+            let LinkAddress { bridge, address } = address;
+            let advertise = AddressCommand::Advertise {
                 address,
                 owner: Some(owner),
                 overrides: true,
                 to: None,
-            });
+            };
+            cx.address(bridge, advertise);
         }
     }
 
@@ -348,7 +357,7 @@ impl Addresses {
     pub(in crate::proto) fn look_at_forwards(&mut self, cx: &mut Context) {
         let now = cx.now;
         cx.forward(ForwardCommand::Read);
-        let over: Vec<Ipv6Addr> = self
+        let over: Vec<LinkAddress> = self
             .departures
             .iter()
             .filter(|(_, departure)| departure.until.is_some_and(|until| until <= now))
@@ -360,9 +369,9 @@ impl Addresses {
         }
         let silent = self.departures.iter();
         let silent = silent.filter(|(_, it)| it.owner.is_none() && it.until.is_none());
-        let silent: Vec<Ipv6Addr> = silent.map(|(address, _)| *address).collect();
-        for address in silent {
-            cx.address(AddressCommand::Probe { address });
+        let silent: Vec<LinkAddress> = silent.map(|(address, _)| *address).collect();
+        for LinkAddress { bridge, address } in silent {
+            cx.address(bridge, AddressCommand::Probe { address });
         }
         let mut next = None;
         let mut ways: Vec<Ipv6Addr> = Vec::new();
@@ -389,16 +398,17 @@ impl Addresses {
         forwards: Vec<(ForwardKey, Forward)>,
     ) {
         for (key, value) in forwards {
-            let address = Ipv6Addr::from(key.address);
+            let (bridge, address) = (key.bridge, Ipv6Addr::from(key.address));
+            let on = LinkAddress { bridge, address };
             let until = adopted_until(cx, value.until_ns);
             if until <= cx.now || key.vlan != 0 {
-                cx.forward(ForwardCommand::Remove { address });
+                cx.forward(ForwardCommand::Remove { address: on });
                 continue;
             }
             let to = Ipv6Addr::from(value.destination);
             info!(%address, %to, "Packets are sent on, as an earlier agent has begun");
             self.departures.insert(
-                address,
+                on,
                 Departure {
                     uuid: DomainUuid(value.domain_uuid),
                     number: None,
@@ -412,8 +422,8 @@ impl Addresses {
                     answers: Allowance::default(),
                 },
             );
-            cx.address(AddressCommand::Watch { address });
-            cx.address(AddressCommand::Replace { address });
+            cx.address(bridge, AddressCommand::Watch { address });
+            cx.address(bridge, AddressCommand::Replace { address });
             cx.forward(ForwardCommand::Resolve { to });
             cx.timers
                 .set_earlier(Timer::Forwards, until.min(cx.now + LOOK_INTERVAL));

@@ -24,7 +24,8 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use super::context::Context;
-use super::{DomainUuid, Mac, Output, Timestamp};
+use super::{DomainUuid, LinkAddress, Mac, Output, Timestamp};
+use common::maps::BridgeNumber;
 
 use forward::Departure;
 pub(super) use forward::Going;
@@ -95,7 +96,7 @@ pub enum AddressCommand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leave {
     /// Old address of the VM.
-    pub address: Ipv6Addr,
+    pub address: LinkAddress,
     /// New destination of packets for the old address.
     pub to: Ipv6Addr,
     /// TAP of the VM's NIC; 0 if unknown.
@@ -133,7 +134,7 @@ pub enum ForwardCommand {
     /// Stop forwarding; [`AddressEvent::Forwarded`] answers if packets were forwarded.
     Remove {
         /// Old address of the VM.
-        address: Ipv6Addr,
+        address: LinkAddress,
     },
     /// Read the counters; one [`AddressEvent::Forwarded`] per address answers.
     Read,
@@ -146,8 +147,8 @@ pub enum TranslateCommand {
     Set {
         /// TAP that the packets enter through.
         ifindex: u32,
-        /// Old address of the VM.
-        address: Ipv6Addr,
+        /// Old address of the VM, and the TAP's bridge.
+        address: LinkAddress,
         /// New address of the VM.
         to: Ipv6Addr,
         /// End of translation.
@@ -159,8 +160,8 @@ pub enum TranslateCommand {
     Remove {
         /// TAP that the packets enter through.
         ifindex: u32,
-        /// Old address of the VM.
-        address: Ipv6Addr,
+        /// Old address of the VM, and the TAP's bridge.
+        address: LinkAddress,
     },
     /// Read the counters; one [`AddressEvent::Translated`] per TAP and address answers.
     Read,
@@ -229,15 +230,15 @@ pub enum AddressEvent {
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     /// Addresses of the VMs on this host, and the duration of each address's quarantine.
-    owned: BTreeMap<Ipv6Addr, (DomainUuid, Duration)>,
+    owned: BTreeMap<LinkAddress, (DomainUuid, Duration)>,
     /// Quarantined addresses: former owner and end of the quarantine.
-    quarantine: BTreeMap<Ipv6Addr, (DomainUuid, Timestamp)>,
+    quarantine: BTreeMap<LinkAddress, (DomainUuid, Timestamp)>,
     /// Old addresses of departing and departed VMs.
-    departures: BTreeMap<Ipv6Addr, Departure>,
+    departures: BTreeMap<LinkAddress, Departure>,
     /// Old addresses that arrived VMs still send from, by TAP.
-    translations: BTreeMap<(u32, Ipv6Addr), Translating>,
+    translations: BTreeMap<(u32, LinkAddress), Translating>,
     /// Addresses whose forwarding ended, until the agent polls them.
-    freed: VecDeque<Ipv6Addr>,
+    freed: VecDeque<LinkAddress>,
 }
 
 /// Who else holds an address.
@@ -276,7 +277,7 @@ impl Addresses {
     /// Returns another domain that has, leaves or lately left an address.
     pub(super) fn holder(
         &mut self,
-        address: Ipv6Addr,
+        address: LinkAddress,
         uuid: DomainUuid,
         now: Timestamp,
     ) -> Option<Holder> {
@@ -294,7 +295,7 @@ impl Addresses {
     }
 
     /// Returns true if a VM leaves the address.
-    pub(super) fn is_left(&self, address: Ipv6Addr) -> bool {
+    pub(super) fn is_left(&self, address: LinkAddress) -> bool {
         self.departures.contains_key(&address)
     }
 
@@ -302,11 +303,11 @@ impl Addresses {
     pub(super) fn left_by(&self, number: u64) -> impl Iterator<Item = Ipv6Addr> {
         let departures = self.departures.iter();
         let of_it = departures.filter(move |(_, departure)| departure.is_of(number));
-        of_it.map(|(address, _)| *address)
+        of_it.map(|(on, _)| on.address)
     }
 
     /// Returns the next address whose forwarding ended.
-    pub(super) fn poll_freed(&mut self) -> Option<Ipv6Addr> {
+    pub(super) fn poll_freed(&mut self) -> Option<LinkAddress> {
         self.freed.pop_front()
     }
 
@@ -325,14 +326,14 @@ impl Addresses {
     }
 
     /// Records that a VM has an address.
-    pub(super) fn own(&mut self, address: Ipv6Addr, uuid: DomainUuid, quarantine: Duration) {
+    pub(super) fn own(&mut self, address: LinkAddress, uuid: DomainUuid, quarantine: Duration) {
         if self.owned.len() < MAX_ADDRESSES {
             self.owned.insert(address, (uuid, quarantine));
         }
     }
 
     /// Quarantines an address.
-    pub(super) fn keep(&mut self, address: Ipv6Addr, uuid: DomainUuid, until: Timestamp) {
+    pub(super) fn keep(&mut self, address: LinkAddress, uuid: DomainUuid, until: Timestamp) {
         if self.quarantine.len() < MAX_ADDRESSES {
             self.quarantine.insert(address, (uuid, until));
         }
@@ -340,8 +341,8 @@ impl Addresses {
 }
 
 impl Context {
-    pub(super) fn address(&mut self, command: AddressCommand) {
-        self.outputs.push_back(Output::Address(command));
+    pub(super) fn address(&mut self, bridge: BridgeNumber, command: AddressCommand) {
+        self.outputs.push_back(Output::Address(bridge, command));
     }
 
     fn forward(&mut self, command: ForwardCommand) {

@@ -24,7 +24,7 @@ use tracing::info;
 use crate::proto::context::Context;
 use crate::proto::record::TranslationRecord;
 use crate::proto::timer::Timer;
-use crate::proto::{DomainUuid, Timestamp};
+use crate::proto::{DomainUuid, LinkAddress, Timestamp};
 
 use super::{Addresses, TranslateCommand, adopted_until};
 
@@ -54,7 +54,7 @@ impl Addresses {
     pub(in crate::proto) fn translate_left(
         &mut self,
         cx: &mut Context,
-        wanted: Vec<((u32, Ipv6Addr), Translating, bool)>,
+        wanted: Vec<((u32, LinkAddress), Translating, bool)>,
     ) {
         let now = cx.now;
         for (place, translating, is_final) in wanted {
@@ -73,7 +73,7 @@ impl Addresses {
     fn translate_from(
         &mut self,
         cx: &mut Context,
-        place: (u32, Ipv6Addr),
+        place: (u32, LinkAddress),
         translating: Translating,
     ) {
         let (ifindex, address) = place;
@@ -98,7 +98,7 @@ impl Addresses {
             cx.records.update(number, |record| {
                 record.translated(TranslationRecord {
                     ifindex,
-                    address,
+                    address: address.address,
                     packets: 0,
                     bytes: 0,
                     dropped: 0,
@@ -111,9 +111,9 @@ impl Addresses {
     pub(in crate::proto) fn end_translations(
         &mut self,
         cx: &mut Context,
-        condition: impl Fn(&(u32, Ipv6Addr), &Translating) -> bool,
+        condition: impl Fn(&(u32, LinkAddress), &Translating) -> bool,
     ) {
-        let ending: Vec<(u32, Ipv6Addr)> = self
+        let ending: Vec<(u32, LinkAddress)> = self
             .translations
             .extract_if(.., |place, translating| condition(place, translating))
             .map(|(place, _)| place)
@@ -145,7 +145,11 @@ impl Addresses {
         translations: Vec<(TranslationKey, Translation)>,
     ) {
         for (key, value) in translations {
-            let (ifindex, address) = (key.ifindex, Ipv6Addr::from(key.address));
+            let (ifindex, bridge) = (key.ifindex, key.bridge);
+            let address = LinkAddress {
+                bridge,
+                address: key.address.into(),
+            };
             let until = adopted_until(cx, value.until_ns);
             if until <= cx.now || key.vlan != 0 {
                 cx.translate(TranslateCommand::Remove { ifindex, address });

@@ -34,7 +34,7 @@ use crate::proto::context::Context;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
-use crate::proto::{AddressCommand, Dispute, Mac, mac_text};
+use crate::proto::{AddressCommand, Dispute, LinkAddress, Mac, mac_text};
 
 /// Limit of remembered neighbours that asked during the probe.
 const MAX_ASKED: usize = 8;
@@ -45,7 +45,7 @@ type Asker = (Ipv6Addr, Mac);
 /// Claim of one address.
 #[derive(Debug)]
 pub(super) struct Claim {
-    pub(super) address: Ipv6Addr,
+    pub(super) address: LinkAddress,
     pub(super) mac: Mac,
     /// Transaction number of the claim, for replies.
     pub(super) transaction: u64,
@@ -73,7 +73,12 @@ pub(super) enum State {
 }
 
 impl Claim {
-    pub(super) fn new(address: Ipv6Addr, mac: Mac, transaction: u64, quarantine: Duration) -> Self {
+    pub(super) fn new(
+        address: LinkAddress,
+        mac: Mac,
+        transaction: u64,
+        quarantine: Duration,
+    ) -> Self {
         Self {
             address,
             mac,
@@ -102,12 +107,14 @@ impl Claim {
 
     /// Sends an Advertisement with the VM's MAC.
     fn advertise(&self, cx: &mut Context, to: Option<Asker>) {
-        cx.address(AddressCommand::Advertise {
-            address: self.address,
+        let LinkAddress { bridge, address } = self.address;
+        let advertise = AddressCommand::Advertise {
+            address,
             owner: Some(self.mac),
             overrides: self.state == State::Unique && !self.disputed,
             to,
-        });
+        };
+        cx.address(bridge, advertise);
     }
 
     /// Directs packets for the address to the NIC's TAP, once the TAP exists.
@@ -119,11 +126,14 @@ impl Claim {
         }
         self.port = port;
         if let Some(ifindex) = port {
-            cx.address(AddressCommand::Expect {
-                address: self.address,
-                mac: self.mac,
+            let LinkAddress { bridge, address } = self.address;
+            let mac = self.mac;
+            let expect = AddressCommand::Expect {
+                address,
+                mac,
                 ifindex,
-            });
+            };
+            cx.address(bridge, expect);
         }
     }
 
@@ -140,12 +150,12 @@ impl Claim {
 pub(super) fn reply(
     cx: &mut Context,
     (peer, transaction): (&str, u64),
-    address: Ipv6Addr,
+    address: LinkAddress,
     state: ClaimState,
     reason: Reason,
 ) {
     let reply = AddressClaimReply {
-        address: address.octets().into(),
+        address: address.address.octets().into(),
         state,
         reason: reason.text,
         code: reason.code,
@@ -153,14 +163,14 @@ pub(super) fn reply(
     cx.send(peer, transaction, &reply.into());
 }
 
-pub(super) fn note(cx: &mut Context, number: u64, address: Ipv6Addr, outcome: ClaimOutcome) {
+pub(super) fn note(cx: &mut Context, number: u64, on: LinkAddress, outcome: ClaimOutcome) {
     cx.records
-        .update(number, |record| record.claim(address, outcome));
+        .update(number, |record| record.claim(on.address, outcome));
 }
 
 impl Incoming {
     /// Returns true if neighbour messages about the address concern this arrival.
-    pub(super) fn watches(&self, address: Ipv6Addr) -> bool {
+    pub(super) fn watches(&self, address: LinkAddress) -> bool {
         let claim = self.claim.as_ref();
         claim.is_some_and(|it| it.address == address && !it.is_over())
     }
@@ -170,7 +180,7 @@ impl Incoming {
         &self,
         cx: &mut Context,
         transaction: u64,
-        address: Ipv6Addr,
+        address: LinkAddress,
         why: &Refusal,
     ) {
         let (number, reason) = (self.number, why.reason());
@@ -204,7 +214,7 @@ impl Incoming {
 
     /// Handles the end of the probe, or of an arrived VM's time to send. Returns the address if the
     /// agent stops answering for it.
-    pub(super) fn claim_due(&mut self, cx: &mut Context) -> Option<Ipv6Addr> {
+    pub(super) fn claim_due(&mut self, cx: &mut Context) -> Option<LinkAddress> {
         let (number, arrived) = (self.number, self.stage.arrived());
         let claim = self.claim.as_mut()?;
         let address = claim.address;
@@ -273,7 +283,10 @@ impl Incoming {
             }
             (Said::Has | Said::Wants, _) => {
                 let mac = mac_text(&by);
-                let taken = Refusal::AddressTaken { address, mac };
+                let taken = Refusal::AddressTaken {
+                    address: address.address,
+                    mac,
+                };
                 if !switched && cx.config.unicast.disputed == Dispute::Refuse {
                     return Some(taken);
                 }
@@ -295,7 +308,7 @@ impl Incoming {
         cx: &mut Context,
         addresses: &mut Addresses,
         why: &Refusal,
-    ) -> Option<Ipv6Addr> {
+    ) -> Option<LinkAddress> {
         let claim = self.claim.as_ref()?;
         self.refuse_claim(cx, claim.transaction, claim.address, why);
         self.end_claim(cx, addresses, false)
@@ -308,7 +321,7 @@ impl Incoming {
         cx: &mut Context,
         addresses: &mut Addresses,
         keep: bool,
-    ) -> Option<Ipv6Addr> {
+    ) -> Option<LinkAddress> {
         let number = self.number;
         cx.timers.stop(Timer::Claim(number));
         let claim = self.claim.take()?;

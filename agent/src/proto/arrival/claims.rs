@@ -15,13 +15,13 @@ use crate::proto::host::inventory::Inventory;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
-use crate::proto::{AddressCommand, DomainUuid, Mac, mac_text};
+use crate::proto::{AddressCommand, DomainUuid, LinkAddress, Mac, mac_text};
 
 impl Arrivals {
     /// Returns another arriving or held domain that claims the address.
     pub(in crate::proto) fn claimant(
         &self,
-        address: Ipv6Addr,
+        address: LinkAddress,
         uuid: DomainUuid,
     ) -> Option<DomainUuid> {
         let claims = |it: &Incoming| it.claim.as_ref().is_some_and(|it| it.address == address);
@@ -34,7 +34,7 @@ impl Arrivals {
         &self,
         cx: &Context,
         addresses: &mut Addresses,
-        address: Ipv6Addr,
+        address: LinkAddress,
         uuid: DomainUuid,
     ) -> Option<Holder> {
         let holder = addresses.holder(address, uuid, cx.now);
@@ -50,12 +50,13 @@ impl Arrivals {
         &self,
         cx: &mut Context,
         addresses: &Addresses,
-        address: Ipv6Addr,
+        address: LinkAddress,
         spoken: bool,
     ) {
         let is_watched = self.incoming.iter().any(|it| it.watches(address));
         if !is_watched && !addresses.is_left(address) {
-            cx.address(AddressCommand::Forget { address, spoken });
+            let LinkAddress { bridge, address } = address;
+            cx.address(bridge, AddressCommand::Forget { address, spoken });
         }
     }
 
@@ -67,7 +68,8 @@ impl Arrivals {
         (peer, transaction): (&str, u64),
         said: &AddressClaim,
     ) {
-        let (address, mac) = (Ipv6Addr::from(*said.address), *said.mac);
+        let mac = *said.mac;
+        let address = cx.config.here(Ipv6Addr::from(*said.address));
         let Some(incoming) = self.incoming.of_transaction(peer, said.migration) else {
             let reason = format!("{} expects no such domain", cx.config.name);
             let reason = Reason::new(Code::UNKNOWN_TRANSACTION, reason);
@@ -102,8 +104,9 @@ impl Arrivals {
             incoming.claim = Some(claim);
         }
         note(cx, number, address, ClaimOutcome::Asked);
-        cx.address(AddressCommand::Watch { address });
-        cx.address(AddressCommand::Probe { address });
+        let LinkAddress { bridge, address } = address;
+        cx.address(bridge, AddressCommand::Watch { address });
+        cx.address(bridge, AddressCommand::Probe { address });
         let due = cx.now + cx.config.unicast.retransmit;
         cx.timers.set(Timer::Claim(number), due);
         self.expect_claims(cx, host.inventory);
@@ -139,9 +142,10 @@ impl Arrivals {
         cx: &Context,
         addresses: &mut Addresses,
         incoming: &Incoming,
-        address: Ipv6Addr,
+        on: LinkAddress,
         mac: Mac,
     ) -> Result<(), Refusal> {
+        let address = on.address;
         let agent = cx.config.name.clone();
         if !incoming.macs.contains(&mac) {
             return Err(Refusal::BadField { field: "mac" });
@@ -157,7 +161,7 @@ impl Arrivals {
                 length: cx.config.prefix_length,
             });
         }
-        match self.holder_of(cx, addresses, address, incoming.uuid) {
+        match self.holder_of(cx, addresses, on, incoming.uuid) {
             None => Ok(()),
             Some(Holder::Vm(_)) => Err(Refusal::AddressHeld { address, agent }),
             Some(Holder::Left { wait }) => Err(Refusal::AddressLeft {
@@ -185,7 +189,7 @@ impl Arrivals {
         &mut self,
         cx: &mut Context,
         host: &mut Host<'_>,
-        address: Ipv6Addr,
+        address: LinkAddress,
         said: Said,
         by: Mac,
     ) {
@@ -203,10 +207,13 @@ impl Arrivals {
         &mut self,
         cx: &mut Context,
         host: &mut Host<'_>,
-        address: Ipv6Addr,
+        address: LinkAddress,
     ) {
         let agent = cx.config.name.clone();
-        let refusal = Refusal::AddressOfHost { address, agent };
+        let refusal = Refusal::AddressOfHost {
+            address: address.address,
+            agent,
+        };
         let watching = self.watching(address);
         let ended = watching.and_then(|it| it.end_refused(cx, host.addresses, &refusal));
         if let Some(address) = ended {
@@ -219,7 +226,7 @@ impl Arrivals {
         &mut self,
         cx: &mut Context,
         host: &mut Host<'_>,
-        address: Ipv6Addr,
+        address: LinkAddress,
     ) {
         let Some(incoming) = self.watching(address) else {
             return;
@@ -239,7 +246,7 @@ impl Arrivals {
     }
 
     /// Returns the arrival that handles neighbour messages about an address.
-    fn watching(&mut self, address: Ipv6Addr) -> Option<&mut Incoming> {
+    fn watching(&mut self, address: LinkAddress) -> Option<&mut Incoming> {
         self.incoming.iter_mut().find(|it| it.watches(address))
     }
 

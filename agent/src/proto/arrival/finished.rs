@@ -1,14 +1,13 @@
 //! Answers to VMs that arrived and still ask on this host how their migration is going.
 
 use std::collections::VecDeque;
-use std::net::SocketAddrV6;
 
 use common::signal::{MigrationProgress, Phase};
 
 use super::{Arrivals, Host, Incoming};
-use crate::proto::DomainUuid;
 use crate::proto::context::Context;
 use crate::proto::millis;
+use crate::proto::{DomainUuid, VmAddress};
 
 /// Limit of remembered arrivals.
 const REMEMBERED: usize = 100;
@@ -61,7 +60,7 @@ impl Arrivals {
         host: &mut Host<'_>,
         ifindex: u32,
         transaction: u64,
-        to: SocketAddrV6,
+        to: VmAddress,
     ) -> bool {
         let arriving = self.incoming.iter().find(|incoming| {
             let ports = || self.taps.of(host.inventory, incoming);

@@ -8,9 +8,9 @@ use common::signal::AddressClaim;
 
 use super::address::Claim;
 use super::{Arrivals, Host};
-use crate::proto::AgentConfig;
 use crate::proto::addresses::Translating;
 use crate::proto::context::Context;
+use crate::proto::{AgentConfig, LinkAddress};
 
 /// Old addresses from which the VM may still send, and the time after the switch for which it may.
 #[derive(Debug, Default)]
@@ -46,8 +46,8 @@ impl Claim {
     ) {
         self.left = Left::new(&cx.config, said);
         let left = &self.left.addresses;
-        host.addresses.end_translations(cx, |(_, address), it| {
-            it.is_of(number) && !left.contains(address)
+        host.addresses.end_translations(cx, |(_, on), it| {
+            it.is_of(number) && !left.contains(&on.address)
         });
     }
 }
@@ -65,13 +65,16 @@ impl Arrivals {
             let translating = Translating {
                 uuid: incoming.uuid,
                 number: Some(incoming.number),
-                to: claim.address,
+                to: claim.address.address,
                 until: switched.unwrap_or(cx.now) + claim.left.lasting,
             };
             let ports = self.taps.of(host.inventory, incoming);
             for (ifindex, _) in ports.into_iter().filter(|(_, mac)| *mac != claim.mac) {
+                let Some(bridge) = host.inventory.bridge_of(ifindex) else {
+                    continue;
+                };
                 let places = claim.left.addresses.iter();
-                let places = places.map(|address| (ifindex, *address));
+                let places = places.map(|&address| (ifindex, LinkAddress { bridge, address }));
                 wanted.extend(places.map(|place| (place, translating, switched.is_some())));
             }
         }

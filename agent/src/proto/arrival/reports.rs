@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use common::maps::ListenerKey;
+use common::maps::{ListenerKey, Network};
 use tracing::debug;
 
 use super::stage::{Arrived, Stage};
@@ -35,20 +35,20 @@ impl Incoming {
 }
 
 impl Arrivals {
-    /// Handles a General Query on a VLAN.
+    /// Handles a General Query in a network.
     pub(in crate::proto) fn query_came(
         &mut self,
         cx: &mut Context,
         mirror: &Mirror,
-        vlan: u16,
+        network: Network,
         at: Timestamp,
     ) {
-        let until = cx.now + mirror.queriers().response_interval(vlan, at) + POLL_MARGIN;
+        let until = cx.now + mirror.queriers().response_interval(network, at) + POLL_MARGIN;
         for incoming in self.incoming.iter_mut() {
             if let Stage::Arrived(arrived) = &mut incoming.stage
                 && at > arrived.at
             {
-                arrived.queried.entry(vlan).or_insert(at);
+                arrived.queried.entry(network).or_insert(at);
                 arrived.poll_until = until;
                 let poll = Timer::Poll(incoming.number);
                 cx.timers.set_earlier(poll, cx.now + POLL_INTERVAL);
@@ -103,7 +103,7 @@ impl Arrivals {
         };
         let answered = Timestamp(value.last_answer_ns);
         self.release_where(cx, host, listener, |arrived| {
-            let queried = arrived.queried.get(&listener.vlan);
+            let queried = arrived.queried.get(&listener.network());
             queried.is_some_and(|queried| answered > *queried)
         });
     }

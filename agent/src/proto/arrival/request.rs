@@ -17,7 +17,7 @@ use super::mdb::Mdb;
 use super::queue::Arriving;
 use super::stage::{Stage, Told};
 use super::{Arrivals, Host, Incoming};
-use crate::proto::config::Limits;
+use crate::proto::config::AgentConfig;
 use crate::proto::context::Context;
 use crate::proto::filter::Filter;
 use crate::proto::millis;
@@ -222,7 +222,7 @@ impl Arrivals {
         info!(peer, domain = %name, number, listeners = body.listeners.len(), "Domain is to arrive");
         let mut incoming = Incoming::new(cx, number, peer, transaction, &body);
         incoming.gates = gates.unwrap_or_default();
-        let flows = self.take_on(&cx.config.limits, &mut incoming, body.listeners);
+        let flows = self.take_on(&cx.config, &mut incoming, body.listeners);
         let known: Vec<ManagedKey> = flows
             .keys()
             .filter(|key| self.joins.get(key).is_some() || host.mirror.has_listener(key))
@@ -245,16 +245,17 @@ impl Arrivals {
     /// their addresses.
     fn take_on(
         &self,
-        limits: &Limits,
+        config: &AgentConfig,
         incoming: &mut Incoming,
         listeners: Vec<Listener>,
     ) -> BTreeMap<ManagedKey, Vec<Flow>> {
+        let limits = &config.limits;
         let of_peer = self.joins_of(&incoming.peer);
         let mut flows: BTreeMap<ManagedKey, Vec<Flow>> = BTreeMap::new();
         for (index, listener) in listeners.into_iter().enumerate() {
             let key = ManagedKey {
                 vlan: listener.vlan,
-                pad: 0,
+                bridge: config.bridge,
                 multicast_address: *listener.multicast_address,
             };
             let has_room = flows.contains_key(&key)

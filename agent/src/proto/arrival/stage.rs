@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::maps::Network;
 use common::signal::{MigrationProgress, Phase, Reason};
 use tracing::info;
 
@@ -56,7 +57,7 @@ pub(super) struct Arrived {
     /// Reason of the source's abort, if the source aborted.
     pub(super) aborted: Option<Reason>,
     /// Time of the first General Query after the arrival, by VLAN.
-    pub(super) queried: BTreeMap<u16, Timestamp>,
+    pub(super) queried: BTreeMap<Network, Timestamp>,
     /// End of the time in which answers to the last Query are polled.
     pub(super) poll_until: Timestamp,
 }
@@ -167,17 +168,24 @@ impl Incoming {
             queried: BTreeMap::new(),
             poll_until: Timestamp::default(),
         });
-        let hold = cx.now + self.longest_interval(mirror, cx.now);
+        let hold = cx.now + self.longest_interval(cx, mirror);
         cx.timers.stop(Timer::Unused(number));
         cx.timers.set(Timer::Hold(number), hold);
         cx.records.end(number, at, Outcome::Completed);
     }
 
-    /// Returns the longest listening interval of the VLANs on which the VM needs addresses.
-    fn longest_interval(&self, mirror: &Mirror, now: Timestamp) -> Duration {
-        let interval = |vlan| mirror.queriers().listening_interval(vlan, now);
-        let vlans = self.needs.keys().map(|(key, _)| key.vlan);
-        vlans.map(interval).max().unwrap_or_else(|| interval(0))
+    /// Returns the longest listening interval of the networks in which the VM needs addresses.
+    fn longest_interval(&self, cx: &Context, mirror: &Mirror) -> Duration {
+        let interval = |network| mirror.queriers().listening_interval(network, cx.now);
+        let networks = self.needs.keys().map(|(key, _)| key.network());
+        let untagged = Network {
+            bridge: cx.config.bridge,
+            vlan: 0,
+        };
+        networks
+            .map(interval)
+            .max()
+            .unwrap_or_else(|| interval(untagged))
     }
 }
 

@@ -8,7 +8,7 @@ use common::signal::{
     AgentRequest, Flow, Listener, MigrationAbort, PeerMessage, Reason, ReceptionMode,
 };
 
-use crate::proto::tests::fixture::{Bench, MAC, OTHER_UUID, UUID, key};
+use crate::proto::tests::fixture::{BRIDGE, Bench, MAC, OTHER_UUID, UUID, key};
 use crate::proto::{DatapathEvent, DomainUuid, Output, PeerEvent, Stream};
 
 pub(in crate::proto) const S: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ pub(in crate::proto) fn first_packet(bench: &mut Bench, number: u16, source: u8)
             source_port: 5004,
             destination_port: 5004,
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
         },
         origin: Origin::Native,
         at: bench.now,
@@ -98,7 +98,7 @@ pub(in crate::proto) fn query(bench: &mut Bench) {
         key: QuerierKey {
             ifindex: 2,
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
         },
         value: Querier {
             last_query_ns: bench.now.0,
@@ -227,7 +227,7 @@ fn address_received_here_already_is_native_at_once() {
         source_port: 1,
         destination_port: 1,
         vlan: 0,
-        pad: 0,
+        bridge: BRIDGE,
     };
     bench.datapath(DatapathEvent::Streams {
         token: token.unwrap(),

@@ -53,7 +53,6 @@ mod stage;
 mod tell;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::maps::{ManagedKey, StreamKey};
@@ -70,7 +69,9 @@ use super::policy::Asker;
 use super::record::Direction;
 use super::refusal::{Refusal, bounded};
 use super::timer::Timer;
-use super::{CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp, millis};
+use super::{
+    CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp, VmAddress, millis,
+};
 
 use check::{check_departing, check_pause};
 use handover::LateCuts;
@@ -91,7 +92,7 @@ enum Requester {
     Vm {
         transaction: u64,
         /// Source address of the VM's last datagram.
-        to: SocketAddrV6,
+        to: VmAddress,
     },
     /// An operator, by `roamcast migrate`; `command` receives the replies.
     Operator { command: u64 },

@@ -42,12 +42,7 @@ pub(super) fn agent_request(
 ) -> AgentRequest {
     let mut flows: BTreeMap<ManagedKey, Vec<&(StreamKey, Stream)>> = BTreeMap::new();
     for stream in streams {
-        let key = ManagedKey {
-            vlan: stream.0.vlan,
-            pad: 0,
-            multicast_address: stream.0.multicast_address,
-        };
-        flows.entry(key).or_default().push(stream);
+        flows.entry(stream.0.managed()).or_default().push(stream);
     }
     let listener = |key: ManagedKey, mac: Mac, filter: &Filter, mld_version| signal::Listener {
         vlan: key.vlan,

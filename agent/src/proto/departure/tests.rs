@@ -5,7 +5,7 @@ use common::signal::{AgentResponse, MigrationAbort, MigrationReady, PeerMessage,
 use common::signal::{Code, Reason};
 
 use super::*;
-use crate::proto::tests::fixture::{Bench, TAP, UUID, key};
+use crate::proto::tests::fixture::{BRIDGE, Bench, TAP, UUID, key};
 use crate::proto::{Command, HypervisorEvent, Outcome, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ fn request_carries_filters_and_flows_of_what_means_something_elsewhere() {
             source_port: 5004,
             destination_port: 5006,
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
         };
         let state = Stream {
             native: StreamUsage {

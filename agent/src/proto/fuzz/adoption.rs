@@ -2,13 +2,12 @@
 //! two writes may leave them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use common::maps::{
-    Address, Forward, ForwardKey, Managed, ManagedKey, Origins, RelayFlow, RelayFlowKey, StreamKey,
-    Translation, TranslationKey,
+    Address, BridgeNumber, Forward, ForwardKey, Managed, ManagedKey, Origins, RelayFlow,
+    RelayFlowKey, StreamKey, Translation, TranslationKey,
 };
 use common::relay::{FIRST_PORT, FIRST_RELAY_PORT};
 
@@ -32,11 +31,15 @@ pub(super) fn run(input: &mut Unstructured<'_>, world: &mut World) -> Result<()>
     let kernel = &mut world.kernel;
     kernel.managed.extend(managed.iter().map(|it| it.0));
     kernel.flows.extend(flows.iter().map(|it| it.0));
-    let left = forwards.iter().map(|it| Ipv6Addr::from(it.0.address));
+    let on = |bridge, address: Address| LinkAddress {
+        bridge,
+        address: address.into(),
+    };
+    let left = forwards.iter().map(|it| on(it.0.bridge, it.0.address));
     kernel.forwards.extend(left);
     let translated = translations
         .iter()
-        .map(|(key, _)| (key.ifindex, Ipv6Addr::from(key.address)));
+        .map(|(key, _)| (key.ifindex, on(key.bridge, key.address)));
     kernel.translations.extend(translated);
     world.input(|agent, now| agent.handle_pinned(now, managed, flows));
     world.input(|agent, now| agent.handle_forwards(now, forwards));
@@ -96,7 +99,7 @@ fn managed_key(input: &mut Unstructured<'_>) -> Result<ManagedKey> {
     match number(input, 7)? {
         0 => Ok(ManagedKey {
             vlan: input.arbitrary()?,
-            pad: input.arbitrary()?,
+            bridge: BridgeNumber(input.arbitrary()?),
             multicast_address: input.arbitrary()?,
         }),
         _ => key(input),
@@ -133,7 +136,7 @@ fn relay_flow(input: &mut Unstructured<'_>) -> Result<(RelayFlowKey, RelayFlow)>
             source_port: near(input, 5004)?,
             destination_port: near(input, 0)?,
             vlan: managed.vlan,
-            pad: managed.pad,
+            bridge: managed.bridge,
         },
         agent_address: address(input)?,
         address_difference: input.arbitrary()?,
@@ -146,7 +149,7 @@ fn forward(input: &mut Unstructured<'_>, now: Timestamp) -> Result<(ForwardKey, 
     let key = ForwardKey {
         address: address(input)?,
         vlan: number(input, 7)?.saturating_sub(6).into(),
-        pad: input.arbitrary()?,
+        bridge: BridgeNumber(input.arbitrary()?),
     };
     let value = Forward {
         until_ns: time(input, now)?,
@@ -169,7 +172,7 @@ fn translation(
         address: address(input)?,
         ifindex: 10 + u32::from(number(input, 4)?),
         vlan: number(input, 7)?.saturating_sub(6).into(),
-        pad: input.arbitrary()?,
+        bridge: BridgeNumber(input.arbitrary()?),
     };
     let value = Translation {
         until_ns: time(input, now)?,

@@ -12,6 +12,7 @@ use common::maps::{
 };
 use common::signal::PORT;
 
+use super::BRIDGE;
 use super::message::{
     PEERS, key, list, mac, name, nic_cut, number, of_peer, of_vm, transaction, unicast, uuid,
 };
@@ -105,6 +106,7 @@ fn port(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     let [_, rest @ ..] = mac(input)?;
     let [b, c, d, e, f] = rest;
     let port = Port {
+        bridge: BRIDGE,
         ifindex,
         name: device(ifindex),
         mac: [0xfe, b, c, d, e, f],
@@ -218,7 +220,7 @@ fn address(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
             dropped: 0,
         },
     };
-    world.input(|agent, now| agent.handle_address(now, event));
+    world.input(|agent, now| agent.handle_address(now, BRIDGE, event));
     Ok(())
 }
 
@@ -263,7 +265,7 @@ fn listener_key(input: &mut Unstructured<'_>, world: &World) -> Result<Option<Li
     Ok(is_kept.then_some(ListenerKey {
         ifindex,
         vlan: key.vlan,
-        pad: 0,
+        bridge: key.bridge,
         multicast_address: key.multicast_address,
     }))
 }
@@ -337,7 +339,7 @@ fn stream_key(input: &mut Unstructured<'_>) -> Result<StreamKey> {
         source_port: 5004,
         destination_port: number(input, 1)?.into(),
         vlan: key.vlan,
-        pad: 0,
+        bridge: key.bridge,
     })
 }
 
@@ -380,7 +382,7 @@ fn query(input: &mut Unstructured<'_>, world: &World) -> Result<DatapathEvent> {
     let key = QuerierKey {
         ifindex: 2,
         vlan: number(input, 1)?.into(),
-        pad: 0,
+        bridge: BRIDGE,
     };
     let value = Querier {
         last_query_ns: world.now.0,

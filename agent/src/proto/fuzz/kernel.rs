@@ -25,8 +25,8 @@ pub(in crate::proto) struct Kernel {
     pub(in crate::proto) flows: BTreeSet<RelayFlowKey>,
     pub(in crate::proto) gates: BTreeMap<u32, Gate>,
     pub(in crate::proto) watched: BTreeSet<Ipv6Addr>,
-    pub(in crate::proto) forwards: BTreeSet<Ipv6Addr>,
-    pub(in crate::proto) translations: BTreeSet<(u32, Ipv6Addr)>,
+    pub(in crate::proto) forwards: BTreeSet<LinkAddress>,
+    pub(in crate::proto) translations: BTreeSet<(u32, LinkAddress)>,
     pub(in crate::proto) listeners: BTreeMap<ListenerKey, Listener>,
     pub(in crate::proto) sources: BTreeMap<SourceKey, Source>,
 }
@@ -84,7 +84,7 @@ impl Kernel {
                 }
             }
             Output::Gate(command) => self.gate(command),
-            Output::Address(command) => self.address(command),
+            Output::Address(_, command) => self.address(command),
             Output::Forward(ForwardCommand::Set { leave, .. }) => {
                 self.forwards.insert(leave.address);
             }

@@ -8,6 +8,7 @@ use common::maps::ManagedKey;
 use common::signal::Reason;
 use common::signal::*;
 
+use super::BRIDGE;
 use crate::proto::{DomainUuid, Mac};
 
 pub(super) const NAMES: [&str; 3] = ["viewer", "studio", "x"];
@@ -49,7 +50,7 @@ pub(super) fn key(input: &mut Unstructured<'_>) -> Result<ManagedKey> {
     };
     Ok(ManagedKey {
         vlan: u16::from(choice == 3),
-        pad: 0,
+        bridge: BRIDGE,
         multicast_address: Ipv6Addr::new(first, 0, 0, 0, 0, 0, 1, (choice & 3).into()).octets(),
     })
 }

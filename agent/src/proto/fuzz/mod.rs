@@ -18,6 +18,7 @@ mod world;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
+use common::maps::BridgeNumber;
 
 use self::world::World;
 pub(crate) use super::handover::fuzz::{hold, placement, segments, unread};
@@ -79,6 +80,9 @@ pub(crate) fn directory(bytes: &[u8]) {
     super::directory::fuzz::run(bytes);
 }
 
+/// Number of the agent's bridge.
+const BRIDGE: BridgeNumber = BridgeNumber(3);
+
 /// Returns a configuration with short times and tight limits, so that the inputs reach them.
 fn config(input: &mut Unstructured<'_>) -> Result<AgentConfig> {
     let peer = |name: &str| Peer {
@@ -91,6 +95,7 @@ fn config(input: &mut Unstructured<'_>) -> Result<AgentConfig> {
         peers: vec![peer("vms2"), peer("vms3")],
         address: [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10].into(),
         prefix_length: 64,
+        bridge: BRIDGE,
         policy: Policy::allow_all(),
         limits: Limits {
             listeners_per_domain: 3,

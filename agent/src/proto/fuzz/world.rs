@@ -189,7 +189,7 @@ impl World {
             Output::ReadListeners { listeners, sources } => self.read(&listeners, &sources),
             Output::MdbAdd { ifindex, .. }
             | Output::Gate(GateCommand::Hold { ifindex })
-            | Output::Address(AddressCommand::Expect { ifindex, .. }) => {
+            | Output::Address(_, AddressCommand::Expect { ifindex, .. }) => {
                 assert!(self.ports.contains(&ifindex), "for no TAP");
             }
             _ => {}

@@ -1,6 +1,6 @@
 //! Packets of synthetic flows, for tests.
 
-use common::maps::StreamKey;
+use common::maps::{NO_BRIDGE, StreamKey};
 
 /// Returns the flow with the given number.
 pub(super) fn stream(number: u16) -> StreamKey {
@@ -13,7 +13,7 @@ pub(super) fn stream(number: u16) -> StreamKey {
         source_port: 5000,
         destination_port: 6000 + number,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
     }
 }
 

@@ -1,7 +1,8 @@
-//! Ports of the bridge and domains of the hypervisor.
+//! Ports of the bridges and domains of the hypervisor.
 
 use std::collections::BTreeMap;
 
+use common::maps::BridgeNumber;
 use tracing::{debug, warn};
 
 use crate::proto::{Domain, DomainUuid, Mac, Port, Timestamp};
@@ -61,6 +62,11 @@ impl Inventory {
         self.domains.remove(uuid);
         self.came.remove(uuid);
         Place::Here
+    }
+
+    /// Returns the bridge of a port.
+    pub(in crate::proto) fn bridge_of(&self, ifindex: u32) -> Option<BridgeNumber> {
+        Some(self.ports.get(&ifindex)?.bridge)
     }
 
     /// Returns the domain behind a port, by the name of its TAP.
@@ -151,6 +157,7 @@ pub(in crate::proto) mod tests {
         inventory.domains.insert(domain.uuid, domain);
         for (ifindex, name, last) in [(7, "vnet0", 1), (8, "vnet1", 2)] {
             let port = Port {
+                bridge: BridgeNumber::FIRST,
                 ifindex,
                 name: name.to_owned(),
                 mac: [0xfe, 0x54, 0, 0, 0, last],

@@ -11,7 +11,8 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::{
-    Address, FilterMode, Listener, ListenerKey, ManagedKey, Querier, QuerierKey, Source, SourceKey,
+    Address, BridgeNumber, FilterMode, Listener, ListenerKey, ManagedKey, Network, Querier,
+    QuerierKey, Source, SourceKey,
 };
 
 use super::watch::Watch;
@@ -51,7 +52,7 @@ pub(in crate::proto) fn listener_key(ifindex: u32, key: &ManagedKey) -> Listener
     ListenerKey {
         ifindex,
         vlan: key.vlan,
-        pad: 0,
+        bridge: key.bridge,
         multicast_address: key.multicast_address,
     }
 }
@@ -74,7 +75,7 @@ pub(in crate::proto) enum Effect {
     /// A listener left.
     Left(ListenerKey),
     /// A General Query arrived.
-    Queried { vlan: u16, at: Timestamp },
+    Queried { network: Network, at: Timestamp },
     /// Events of the kernel may be lost.
     EventsLost,
 }
@@ -118,7 +119,7 @@ pub(in crate::proto) struct Mirror {
 }
 
 impl Mirror {
-    /// Returns the queriers of the VLANs.
+    /// Returns the queriers of the networks.
     pub(in crate::proto) fn queriers(&self) -> &Queriers {
         &self.queriers
     }
@@ -127,9 +128,9 @@ impl Mirror {
     /// interval from a later Query.
     pub(super) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
         let now = Timestamp(value.last_query_ns);
-        let before = self.queriers.listening_interval(key.vlan, now);
+        let before = self.queriers.listening_interval(key.network(), now);
         self.queriers.heard(key, value);
-        let after = self.queriers.listening_interval(key.vlan, now);
+        let after = self.queriers.listening_interval(key.network(), now);
         if after <= before {
             return;
         }
@@ -143,13 +144,13 @@ impl Mirror {
             }
         };
         for (listener, entry) in &mut self.listeners {
-            if listener.vlan == key.vlan {
+            if listener.network() == key.network() {
                 let item = Aged::Listener(*listener);
                 postpone(item, &mut entry.due, entry.value.last_report_ns);
             }
         }
         for (source, entry) in &mut self.sources {
-            if source.listener.vlan == key.vlan {
+            if source.listener.network() == key.network() {
                 let item = Aged::Source(*source);
                 postpone(item, &mut entry.due, entry.value.last_report_ns);
             }
@@ -157,14 +158,14 @@ impl Mirror {
     }
 
     /// Returns the time at which an entry with the given last Report is too old.
-    fn due(&self, vlan: u16, last_report_ns: u64) -> Timestamp {
+    fn due(&self, network: Network, last_report_ns: u64) -> Timestamp {
         let reported = Timestamp(last_report_ns);
-        reported + self.queriers.listening_interval(vlan, reported)
+        reported + self.queriers.listening_interval(network, reported)
     }
 
     /// Records a listener's state; returns true for the first listener of an address.
     pub(super) fn update_listener(&mut self, key: ListenerKey, value: Listener) -> bool {
-        let mut due = self.due(key.vlan, value.last_report_ns);
+        let mut due = self.due(key.network(), value.last_report_ns);
         let old = self.listeners.get(&key);
         if old.is_some_and(|old| old.value.last_report_ns > value.last_report_ns) {
             return false;
@@ -190,7 +191,7 @@ impl Mirror {
 
     /// Records a source's state.
     pub(super) fn update_source(&mut self, key: SourceKey, value: Source) {
-        let mut due = self.due(key.listener.vlan, value.last_report_ns);
+        let mut due = self.due(key.listener.network(), value.last_report_ns);
         let old = self.sources.get(&key);
         if let Some(old) = old {
             self.ageing.remove(&(old.due, Aged::Source(key)));
@@ -255,7 +256,7 @@ impl Mirror {
         let bound = |byte, number| ListenerKey {
             ifindex,
             vlan: number,
-            pad: number,
+            bridge: BridgeNumber(number),
             multicast_address: [byte; 16],
         };
         self.listeners
@@ -353,7 +354,7 @@ const LAST_SOURCE: SourceKey = SourceKey {
     listener: ListenerKey {
         ifindex: u32::MAX,
         vlan: u16::MAX,
-        pad: u16::MAX,
+        bridge: BridgeNumber(u16::MAX),
         multicast_address: LAST_ADDRESS,
     },
     source: LAST_ADDRESS,

@@ -159,7 +159,7 @@ impl Mirror {
             Seen::Querier(key, value) => {
                 self.update_querier(key, value);
                 self.watch.effects.push_back(Effect::Queried {
-                    vlan: key.vlan,
+                    network: key.network(),
                     at: Timestamp(value.last_query_ns),
                 });
             }

@@ -6,7 +6,11 @@
 mod event;
 mod output;
 
+use std::fmt::{self, Display, Formatter};
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
+
+use common::maps::BridgeNumber;
 
 use super::DomainUuid;
 pub use super::addresses::{
@@ -28,6 +32,31 @@ pub type Mac = [u8; 6];
 pub fn mac_text(mac: &Mac) -> String {
     let [a, b, c, d, e, f] = mac;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+/// Address of a VM that sends datagrams to its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmAddress {
+    /// Bridge of the TAP that received the VM's datagram.
+    pub bridge: BridgeNumber,
+    /// Link-local address and port of the VM.
+    pub socket: SocketAddrV6,
+}
+
+/// A unicast address on the link of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkAddress {
+    /// Bridge of the link.
+    pub bridge: BridgeNumber,
+    /// Address of a node on the link.
+    pub address: Ipv6Addr,
+}
+
+impl Display for LinkAddress {
+    /// Writes the address alone, as people know the node.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
 }
 
 /// A libvirt domain, reduced to what the protocol needs.
@@ -54,9 +83,11 @@ pub struct DomainInterface {
     pub vhost: bool,
 }
 
-/// A TAP that is a port of the managed bridge.
+/// A TAP that is a port of a managed bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
+    /// Bridge of the TAP.
+    pub bridge: BridgeNumber,
     /// Interface index of the TAP.
     pub ifindex: u32,
     /// Interface name (`vnet0`).

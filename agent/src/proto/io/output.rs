@@ -1,16 +1,17 @@
 //! Outputs: what the driver carries out.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::Ipv6Addr;
 
 use common::maps::{
-    Address, FilterMode, ListenerKey, ManagedKey, Origins, RelayFlow, RelayFlowKey, SourceKey,
+    Address, BridgeNumber, FilterMode, ListenerKey, ManagedKey, Origins, RelayFlow, RelayFlowKey,
+    SourceKey,
 };
 
 use common::signal::NicCut;
 
-use super::Mac;
 #[cfg(doc)]
 use super::{DatapathEvent, GateEvent, HypervisorEvent, PeerEvent};
+use super::{Mac, VmAddress};
 use crate::proto::addresses::{AddressCommand, ForwardCommand, TranslateCommand};
 use crate::proto::handover::ClockOffset;
 use crate::proto::{DomainUuid, Timestamp};
@@ -126,10 +127,10 @@ pub struct Membership {
 /// Action for the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
-    /// Send a datagram to a VM, out of the bridge.
+    /// Send a datagram to a VM, out of the VM's bridge.
     Datagram {
-        /// The VM's link-local address and port, as received.
-        to: SocketAddrV6,
+        /// The VM's address, as received.
+        to: VmAddress,
         /// [`common::signal::VmMessage`], encoded.
         bytes: Vec<u8>,
     },
@@ -216,8 +217,8 @@ pub enum Output {
     ReadUsage,
     /// Command the gate of a TAP.
     Gate(GateCommand),
-    /// Handle a unicast address of this link.
-    Address(AddressCommand),
+    /// Handle a unicast address on the link of a bridge.
+    Address(BridgeNumber, AddressCommand),
     /// Handle packets for an address that its VM leaves.
     Forward(ForwardCommand),
     /// Handle packets that a VM sends from an address that the VM left.

@@ -19,7 +19,7 @@ use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
 use crate::proto::rate::Bucket;
 use crate::proto::refusal::{Refusal, bounded};
-use crate::proto::{Domain, DomainUuid, Output, Timestamp};
+use crate::proto::{Domain, DomainUuid, Output, Timestamp, VmAddress};
 
 /// Limit of stored answers per domain.
 const ANSWERS: usize = 8;
@@ -100,12 +100,7 @@ impl Vms {
 
 impl Context {
     /// Sends a message to a VM.
-    pub(in crate::proto) fn tell(
-        &mut self,
-        to: SocketAddrV6,
-        transaction: u64,
-        message: &VmMessage,
-    ) {
+    pub(in crate::proto) fn tell(&mut self, to: VmAddress, transaction: u64, message: &VmMessage) {
         self.outputs.push_back(Output::Datagram {
             to,
             bytes: message.encode(transaction),
@@ -117,7 +112,7 @@ impl Context {
         &mut self,
         uuid: DomainUuid,
         transaction: u64,
-        to: SocketAddrV6,
+        to: VmAddress,
         refusal: &Refusal,
     ) {
         let reason = refusal.reason();
@@ -134,26 +129,30 @@ pub(in crate::proto) struct Caller {
     pub(in crate::proto) domain: Domain,
     /// Transaction of the datagram, for answers.
     pub(in crate::proto) transaction: u64,
-    pub(in crate::proto) from: SocketAddrV6,
+    pub(in crate::proto) from: VmAddress,
 }
 
 impl Context {
-    /// Returns true if a datagram came from a VM's link-local address, through a port of the bridge.
-    pub(in crate::proto) fn is_heard(
+    /// Returns the sender of a datagram that came from a VM's link-local address, through a port of
+    /// a bridge.
+    pub(in crate::proto) fn sender(
         &mut self,
         inventory: &Inventory,
         ifindex: u32,
-        from: SocketAddrV6,
-    ) -> bool {
-        if !inventory.ports.contains_key(&ifindex) {
+        socket: SocketAddrV6,
+    ) -> Option<VmAddress> {
+        let Some(port) = inventory.ports.get(&ifindex) else {
             self.counters.unknown_port_datagrams += 1;
-            return false;
-        }
-        if !from.ip().is_unicast_link_local() {
+            return None;
+        };
+        if !socket.ip().is_unicast_link_local() {
             self.counters.off_link_datagrams += 1;
-            return false;
+            return None;
         }
-        true
+        Some(VmAddress {
+            bridge: port.bridge,
+            socket,
+        })
     }
 
     /// Returns the sender and message of a datagram. A `migkick` newer than this agent gets the reason
@@ -162,7 +161,7 @@ impl Context {
         &mut self,
         inventory: &Inventory,
         ifindex: u32,
-        from: SocketAddrV6,
+        from: VmAddress,
         decoded: Result<(u64, VmMessage), DecodeError>,
     ) -> Option<(Caller, VmMessage)> {
         let Some(domain) = inventory.domain_of_port(ifindex) else {

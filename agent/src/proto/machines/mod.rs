@@ -122,9 +122,9 @@ impl Machines {
                 Effect::Left(listener) => self.with_arrivals(|arrivals, cx, host| {
                     arrivals.vm_left(cx, host, &listener);
                 }),
-                Effect::Queried { vlan, at } => {
+                Effect::Queried { network, at } => {
                     self.arrivals
-                        .query_came(&mut self.cx, &self.mirror, vlan, at);
+                        .query_came(&mut self.cx, &self.mirror, network, at);
                 }
                 Effect::EventsLost => self.arrivals.read_probed_streams(&mut self.cx),
             }

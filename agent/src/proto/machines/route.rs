@@ -2,6 +2,7 @@
 
 use std::net::SocketAddrV6;
 
+use common::maps::BridgeNumber;
 use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, Phase, VmMessage};
 
 use super::Machines;
@@ -11,14 +12,15 @@ use crate::proto::host::usage::Usage;
 use crate::proto::refusal::bounded_reason;
 use crate::proto::timer::Timer;
 use crate::proto::{
-    AddressEvent, Command, DatapathEvent, GateEvent, HypervisorEvent, PeerEvent, PortEvent, Ungated,
+    AddressEvent, Command, DatapathEvent, GateEvent, HypervisorEvent, LinkAddress, PeerEvent,
+    PortEvent, Ungated,
 };
 
 impl Machines {
     pub(in crate::proto) fn on_datagram(&mut self, port: u32, from: SocketAddrV6, bytes: &[u8]) {
-        if !self.cx.is_heard(&self.inventory, port, from) {
+        let Some(from) = self.cx.sender(&self.inventory, port, from) else {
             return;
-        }
+        };
         let decoded = VmMessage::decode(bytes);
         if let Ok((transaction, VmMessage::MigrationReady(_))) = &decoded
             && self.with_arrivals(|arrivals, cx, host| {
@@ -244,9 +246,11 @@ impl Machines {
         }
     }
 
-    pub(in crate::proto) fn on_address(&mut self, event: AddressEvent) {
+    pub(in crate::proto) fn on_address(&mut self, bridge: BridgeNumber, event: AddressEvent) {
+        let on = |address| LinkAddress { bridge, address };
         match event {
             AddressEvent::Heard { address, said, by } => {
+                let address = on(address);
                 self.with_arrivals(|arrivals, cx, host| {
                     arrivals.address_heard(cx, host, address, said, by);
                 });
@@ -257,12 +261,14 @@ impl Machines {
                 }
             }
             AddressEvent::Own { address } => {
+                let address = on(address);
                 self.with_arrivals(|arrivals, cx, host| {
                     arrivals.address_is_own(cx, host, address);
                 });
                 self.addresses.departure_of_own(&mut self.cx, address);
             }
             AddressEvent::Spoke { address } => {
+                let address = on(address);
                 self.with_arrivals(|arrivals, cx, host| arrivals.address_spoken(cx, host, address));
             }
             AddressEvent::Forwarded {

@@ -55,7 +55,7 @@ impl Receptions {
                 source_port: announced.source_port,
                 destination_port: announced.destination_port,
                 vlan: 0,
-                pad: 0,
+                bridge: key.bridge,
             };
             let endpoints = Endpoints {
                 relay_address,

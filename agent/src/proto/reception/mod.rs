@@ -232,7 +232,7 @@ impl Receptions {
                     source_port: flow.source_port,
                     destination_port: flow.destination_port,
                     vlan: 0,
-                    pad: 0,
+                    bridge: key.bridge,
                 };
                 if let Some(flow) = reception.flow(&key) {
                     flow.expected = true;

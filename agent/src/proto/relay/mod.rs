@@ -53,7 +53,7 @@ pub(in crate::proto) mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 
-use common::maps::{Address, ManagedKey, Origin, StreamKey, SubscriberKey};
+use common::maps::{Address, ManagedKey, NO_BRIDGE, Origin, StreamKey, SubscriberKey};
 
 pub use io::*;
 pub use policy::Rule;
@@ -286,7 +286,7 @@ impl RelayServer {
 fn managed_key(multicast_address: &Address) -> ManagedKey {
     ManagedKey {
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
         multicast_address: *multicast_address,
     }
 }

@@ -83,6 +83,8 @@ impl PortTable {
 
 #[cfg(test)]
 mod tests {
+    use common::maps::NO_BRIDGE;
+
     use super::*;
 
     const RELAY: Address = [1; 16];
@@ -95,7 +97,7 @@ mod tests {
             source_port: number,
             destination_port: 5004,
             vlan: 0,
-            pad: 0,
+            bridge: NO_BRIDGE,
         }
     }
 

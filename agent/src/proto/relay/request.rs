@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use common::group;
-use common::maps::{Address, FilterMode, StreamKey};
+use common::maps::{Address, FilterMode, NO_BRIDGE, StreamKey};
 use common::signal::RelayRequest;
 
 use super::policy::{Verdict, judge};
@@ -97,7 +97,7 @@ impl RelayServer {
                 source_port: flow.source_port,
                 destination_port: flow.destination_port,
                 vlan: 0,
-                pad: 0,
+                bridge: NO_BRIDGE,
             })
             // A flow without ports is not UDP, so no relay can carry the flow.
             .filter(|stream| stream.source_port != 0 && stream.destination_port != 0)

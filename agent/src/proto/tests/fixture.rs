@@ -7,7 +7,9 @@ use common::event::Change;
 use common::maps::{FilterMode, Listener, ListenerKey, ManagedKey, Source, SourceKey};
 use common::signal::{PORT, PeerMessage, Reason, VmMessage};
 
-pub(in crate::proto) use super::pair::{MAC, OTHER_MAC, OTHER_UUID, UUID, config, key, peer};
+pub(in crate::proto) use super::pair::{
+    BRIDGE, MAC, OTHER_MAC, OTHER_UUID, UUID, config, key, on_link, peer,
+};
 use crate::proto::*;
 
 /// Ifindex of the port of the domain `viewer`.
@@ -48,6 +50,7 @@ impl Bench {
 
     pub(in crate::proto) fn port(&mut self, ifindex: u32, name: &str) {
         let port = Port {
+            bridge: BRIDGE,
             ifindex,
             name: name.to_owned(),
             mac: [0xfe, MAC[1], MAC[2], MAC[3], MAC[4], MAC[5]],
@@ -120,7 +123,14 @@ impl Bench {
             .into_iter()
             .filter_map(|output| match output {
                 Output::Datagram { to, bytes } => {
-                    assert_eq!(to, vm_address());
+                    let socket = vm_address();
+                    assert_eq!(
+                        to,
+                        VmAddress {
+                            bridge: BRIDGE,
+                            socket
+                        }
+                    );
                     Some(VmMessage::decode(&bytes).unwrap())
                 }
                 _ => None,

@@ -123,7 +123,10 @@ impl Pair {
                 self.after(ms(1), Event::FollowMigration { until });
             }
             Output::Gate(command) => self.gate(host, command),
-            Output::Address(command) => self.address(host, command),
+            Output::Address(bridge, command) => {
+                assert_eq!(bridge, BRIDGE);
+                self.address(host, command);
+            }
             Output::Forward(command) => self.forward(host, command),
             Output::Translate(command) => self.translate(host, command),
             Output::AbortMigration { .. } => self.fail_migration(),
@@ -189,7 +192,10 @@ impl Pair {
                 kernel.forwards.insert(key, value);
             }
             ForwardCommand::Remove { address } => {
-                let of = |key: &ForwardKey, _: &mut Forward| key.address == address.octets();
+                let LinkAddress { bridge, address } = address;
+                let of = |key: &ForwardKey, _: &mut Forward| {
+                    (key.bridge, key.address) == (bridge, address.octets())
+                };
                 let removed: Vec<_> = kernel.forwards.extract_if(.., of).collect();
                 for (_, value) in removed.into_iter().filter(|it| it.1.until_ns != 0) {
                     let event = AddressEvent::Forwarded {
@@ -222,10 +228,10 @@ impl Pair {
                     "no TAP to translate at"
                 );
                 let key = TranslationKey {
-                    address: address.octets(),
+                    address: address.address.octets(),
                     ifindex,
                     vlan: 0,
-                    pad: 0,
+                    bridge: address.bridge,
                 };
                 let value = Translation {
                     until_ns: until.0,
@@ -237,8 +243,9 @@ impl Pair {
                 kernel.translations.insert(key, value);
             }
             TranslateCommand::Remove { ifindex, address } => {
+                let LinkAddress { bridge, address } = address;
                 let of = |key: &TranslationKey, _: &mut Translation| {
-                    (key.ifindex, key.address) == (ifindex, address.octets())
+                    (key.ifindex, key.bridge, key.address) == (ifindex, bridge, address.octets())
                 };
                 let removed: Vec<_> = kernel.translations.extract_if(.., of).collect();
                 for (_, value) in removed {
@@ -305,7 +312,7 @@ impl Pair {
             source_port: 5004,
             destination_port: 5004,
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
         };
         let stream = Stream {
             native: StreamUsage {
@@ -324,9 +331,9 @@ impl Pair {
 /// Returns the entry of `FORWARDS` for an address that the VM still has.
 fn entry(leave: &Leave) -> (ForwardKey, Forward) {
     let key = ForwardKey {
-        address: leave.address.octets(),
+        address: leave.address.address.octets(),
         vlan: 0,
-        pad: 0,
+        bridge: leave.address.bridge,
     };
     let value = Forward {
         destination: leave.to.octets(),

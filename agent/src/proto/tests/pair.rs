@@ -6,8 +6,8 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use common::maps::{
-    Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Origin, Querier, QuerierKey,
-    Translation, TranslationKey,
+    BridgeNumber, Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Origin, Querier,
+    QuerierKey, Translation, TranslationKey,
 };
 use common::signal::PORT;
 
@@ -200,10 +200,21 @@ pub(super) struct Pair {
     pub(super) answered_at: Option<Timestamp>,
 }
 
+/// Number of each agent's bridge.
+pub(in crate::proto) const BRIDGE: BridgeNumber = BridgeNumber(3);
+
+/// Returns an address on the link of that bridge.
+pub(in crate::proto) fn on_link(address: Ipv6Addr) -> LinkAddress {
+    LinkAddress {
+        bridge: BRIDGE,
+        address,
+    }
+}
+
 pub(in crate::proto) fn key(number: u16) -> ManagedKey {
     ManagedKey {
         vlan: 0,
-        pad: 0,
+        bridge: BRIDGE,
         multicast_address: Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 1, number).octets(),
     }
 }
@@ -222,6 +233,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
         peers: vec![peer(NAMES[1 - host])],
         address: format!("2001:db8:{}::10", host + 1).parse().unwrap(),
         prefix_length: 64,
+        bridge: BRIDGE,
         policy: Policy::allow_all(),
         limits: Limits::default(),
         timing: Timing::default(),
@@ -478,7 +490,7 @@ impl Pair {
                     | AddressEvent::Translated { .. } => true,
                 };
                 if heard {
-                    self.input(host, |agent, now| agent.handle_address(now, event));
+                    self.input(host, |agent, now| agent.handle_address(now, BRIDGE, event));
                 }
             }
             Event::Packet { host, key } => {
@@ -526,7 +538,7 @@ impl Pair {
                 let key = QuerierKey {
                     ifindex: UPLINK,
                     vlan: 0,
-                    pad: 0,
+                    bridge: BRIDGE,
                 };
                 let value = Querier {
                     last_query_ns: self.now.0,

@@ -11,7 +11,7 @@ use common::maps::{
 use common::signal::{PeerMessage, RelayResponse};
 
 use super::fixture::TAP;
-use super::pair::{Dice, MAC, UUID, config, key, ms};
+use super::pair::{BRIDGE, Dice, MAC, UUID, config, key, ms};
 use super::relay_network::flow_key;
 use crate::proto::*;
 
@@ -113,7 +113,7 @@ pub(in crate::proto) fn stream_key() -> StreamKey {
         source_port: 5004,
         destination_port: 5004,
         vlan: 0,
-        pad: 0,
+        bridge: BRIDGE,
     }
 }
 
@@ -207,6 +207,7 @@ impl World {
     pub(in crate::proto) fn listen(&mut self) {
         let now = self.now;
         let port = Port {
+            bridge: BRIDGE,
             ifindex: TAP,
             name: "vnet0".to_owned(),
             mac: [0xfe, MAC[1], MAC[2], MAC[3], MAC[4], MAC[5]],
@@ -235,6 +236,7 @@ impl World {
         self.agent = Agent::new(self.config.clone(), now.0);
         self.start();
         let port = Port {
+            bridge: BRIDGE,
             ifindex: TAP,
             name: "vnet0".to_owned(),
             mac: MAC,

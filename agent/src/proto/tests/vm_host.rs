@@ -66,6 +66,7 @@ impl Pair {
         kernel.domains.insert(UUID, domain.clone());
         for (ifindex, name, last) in [(ifindex, name.clone(), 1), (ifindex + 1, idle(&name), 2)] {
             let port = Port {
+                bridge: BRIDGE,
                 ifindex,
                 name,
                 mac: [0xfe, 0x54, 0, 0, 0, last],
@@ -105,7 +106,7 @@ impl Pair {
         let listener = ListenerKey {
             ifindex,
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
             multicast_address: key.multicast_address,
         };
         let kernel = &mut self.hosts[host].kernel;
@@ -282,7 +283,7 @@ impl Pair {
                 .keys()
                 .map(|listener| ManagedKey {
                     vlan: listener.vlan,
-                    pad: 0,
+                    bridge: listener.bridge,
                     multicast_address: listener.multicast_address,
                 })
                 .collect();

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::Ipv6Addr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
+use common::maps::BridgeNumber;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::RuntimeError;
+use super::bridge::{BridgeEvent, Bridges};
 use super::gates::Gates;
 use super::hooks::{Hooks, Role};
 use super::turns::{self, Turns};
@@ -25,15 +26,11 @@ use crate::datapath::events::Events;
 use crate::hypervisor::copy_tls;
 use crate::hypervisor::libvirt::Libvirt;
 use crate::job::Job;
-use crate::net::link_addresses::LinkAddresses;
-use crate::net::links::{LinkEvent, Links};
-use crate::net::mdb::Mdb;
-use crate::net::membership::Memberships;
+use crate::net::links::LinkEvent;
 use crate::net::neighbour::Neighbours;
 use crate::net::peers::{FromPeer, Peers};
 use crate::net::relays::{Discovery, Found};
 use crate::net::snooping;
-use crate::net::vm_socket::VmSocket;
 use crate::proto::{
     Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate, Timestamp,
 };
@@ -67,15 +64,11 @@ pub(super) struct EventLoop {
     /// Removal of unused map entries, on a thread for blocking work.
     pub(super) tidying: Job<()>,
     pub(super) gates: Gates,
-    /// Ports of the bridge, and the programs on them.
+    /// Ports of the bridges, and the programs on them.
     pub(super) hooks: Hooks,
-    pub(super) links: Links,
-    pub(super) mdb: Mdb,
-    pub(super) memberships: Memberships,
-    pub(super) link_addresses: LinkAddresses,
+    pub(super) bridges: Bridges,
     /// Next hops of forwarded packets.
     pub(super) neighbours: Neighbours,
-    pub(super) vm_socket: Arc<VmSocket>,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<FromPeer>,
     pub(super) registrar: Registrar,
@@ -91,9 +84,6 @@ pub(super) struct EventLoop {
     pub(super) tracing: Tracing,
     pub(super) peer_states: BTreeMap<String, State>,
     pub(super) hypervisor_state: State,
-    /// True if the protocol knows every port that existed at the start, or the port waits for its
-    /// programs.
-    pub(super) ports_known: bool,
     /// True if the loop has read the maps.
     pub(super) maps_known: bool,
     /// True if the protocol has adopted the state of an earlier agent.
@@ -120,24 +110,16 @@ impl EventLoop {
 
     /// Waits for one event, and handles it.
     async fn take(&mut self, due: Instant, collect: &mut Interval) -> Result<(), RuntimeError> {
-        let vm_socket = Arc::clone(&self.vm_socket);
         tokio::select! {
-            event = self.links.next() => self.handle_link(event?)?,
+            event = self.bridges.next() => {
+                let (bridge, event) = event?;
+                self.handle_bridge(bridge, event)?;
+            }
             event = self.events.next() => self.handle_datapath(event?),
             event = self.stream_reads.next() => self.handle_datapath(event?),
-            Some(event) = self.link_addresses.next() => {
-                self.proto.handle_address(now(), event);
-            }
             Some(event) = self.gates.next() => self.proto.handle_gate(now(), event),
             again = self.neighbours.keep() => if again.map_err(netlink)? {
-                self.link_addresses.announce();
-            },
-            datagram = vm_socket.recv() => match datagram {
-                Ok(datagram) => {
-                    let (port, from) = (datagram.mark, datagram.from);
-                    self.proto.handle_datagram(now(), port, from, &datagram.bytes);
-                }
-                Err(error) => tracing::warn!(%error, "Cannot receive from VMs"),
+                self.bridges.announce();
             },
             Some(from) = self.peer_events.recv() => self.handle_peer(from.peer, from.event),
             found = self.discovery.next() => self.handle_relays(found),
@@ -173,6 +155,23 @@ impl EventLoop {
         Instant::now() + wait
     }
 
+    fn handle_bridge(
+        &mut self,
+        bridge: BridgeNumber,
+        event: BridgeEvent,
+    ) -> Result<(), RuntimeError> {
+        match event {
+            BridgeEvent::Link(event) => return self.handle_link(event),
+            BridgeEvent::Address(event) => self.proto.handle_address(now(), bridge, event),
+            BridgeEvent::Datagram(datagram) => {
+                let (port, from) = (datagram.mark, datagram.from);
+                self.proto
+                    .handle_datagram(now(), port, from, &datagram.bytes);
+            }
+        }
+        Ok(())
+    }
+
     fn handle_link(&mut self, event: LinkEvent) -> Result<(), RuntimeError> {
         match event {
             LinkEvent::Port(PortEvent::Added(port)) => {
@@ -197,7 +196,6 @@ impl EventLoop {
                     .handle_port(now(), PortEvent::Removed { ifindex });
             }
             LinkEvent::UplinkAdded(port) => {
-                self.link_addresses.uplink_added(port.ifindex);
                 self.hooks.add(now(), Role::Uplink, port, true);
             }
             // No traffic is taken in on this port, but relayed packets must not leave through it.
@@ -209,15 +207,16 @@ impl EventLoop {
                 self.datapath.detach_leak(ifindex)?;
             }
             LinkEvent::UplinkRemoved { ifindex } => {
-                self.link_addresses.uplink_removed(ifindex);
                 self.hooks.remove(ifindex);
                 self.datapath.detach_uplink(ifindex)?;
                 tracing::warn!(ifindex, "Uplink removed");
             }
             LinkEvent::Complete => {
-                let [taps, uplinks] = [Role::Tap, Role::Uplink].map(|it| self.hooks.indexes(it));
-                self.datapath.retain(&taps, &uplinks)?;
-                self.ports_known = true;
+                if self.bridges.are_ports_known() {
+                    let [taps, uplinks] =
+                        [Role::Tap, Role::Uplink].map(|it| self.hooks.indexes(it));
+                    self.datapath.retain(&taps, &uplinks)?;
+                }
             }
         }
         Ok(())
@@ -243,13 +242,16 @@ impl EventLoop {
 
     fn handle_datapath(&mut self, event: DatapathEvent) {
         self.maps_known |= matches!(event, DatapathEvent::Snapshot { .. });
-        self.proto.handle_datapath(now(), event);
+        if let Some(event) = self.bridges.admit(event) {
+            self.proto.handle_datapath(now(), event);
+        }
     }
 
     /// Adopts the state of an earlier agent, once, as soon as the protocol knows ports and domains.
     /// The protocol then releases what nobody uses any more.
     fn adopt(&mut self) {
-        if !self.adopted && self.ports_known && self.maps_known && !self.hooks.has_new() {
+        let ports_known = self.bridges.are_ports_known();
+        if !self.adopted && ports_known && self.maps_known && !self.hooks.has_new() {
             self.adopted = true;
             self.proto.handle_adopted(now());
         }

@@ -1,20 +1,20 @@
 //! The running agent: connects the protocol to the kernel, the network, libvirt and the operator.
 //!
 //! ```text
-//!   Links ──────┐ handle_*          poll_output ┌──▶ VmSocket, Peers
-//!   Events ─────┤                               ├──▶ Memberships, Mdb
-//!   VmSocket ───┼─────────▶ proto::Agent ───────┼──▶ Datapath
-//!   Peers ──────┤                               ├──▶ Libvirt
-//!   Libvirt ────┤                               ├──▶ Gates
-//!   Gates ──────┤                               ├──▶ LinkAddresses, Neighbours
-//!   LinkAddr. ──┤                               └──▶ operator's replies
-//!   Hooks ──────┤
-//!   operator ───┘
+//!   Bridges ────┐ handle_*          poll_output ┌──▶ Bridges: datagrams, joins, MDB, addresses
+//!   Events ─────┤                               ├──▶ Peers
+//!   Peers ──────┼─────────▶ proto::Agent ───────┼──▶ Datapath
+//!   Libvirt ────┤                               ├──▶ Libvirt
+//!   Gates ──────┤                               ├──▶ Gates
+//!   Hooks ──────┤                               ├──▶ Neighbours
+//!   operator ───┘                               └──▶ operator's replies
 //! ```
 //!
-//! One task owns all of these (`event_loop`). Blocking work runs elsewhere and returns its result
-//! as an event. Pinned maps and programs keep working after the agent ends, for whatever reason.
+//! One task owns all of these (`event_loop`). `bridge` has the parts that each bridge has for
+//! itself. Blocking work runs elsewhere and returns its result as an event. Pinned maps and programs
+//! keep working after the agent ends, for whatever reason.
 
+mod bridge;
 mod event_loop;
 pub mod gates;
 pub mod hooks;

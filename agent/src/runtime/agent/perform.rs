@@ -15,8 +15,8 @@ use crate::control::Reply;
 use crate::control::report::LinkState;
 use crate::hypervisor::{Hypervisor as _, MigrateRequest};
 use crate::proto::{
-    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Leave, MdbEntry, Membership, Output,
-    TranslateCommand,
+    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Leave, LinkAddress, MdbEntry,
+    Membership, Output, TranslateCommand,
 };
 
 impl EventLoop {
@@ -52,7 +52,11 @@ impl EventLoop {
     async fn perform(&mut self, output: Output) -> Result<(), RuntimeError> {
         match output {
             Output::Datagram { to, bytes } => {
-                if let Err(error) = self.vm_socket.send(to, &bytes).await {
+                let Some(bridge) = self.bridges.of(to.bridge) else {
+                    return Ok(());
+                };
+                let to = to.socket;
+                if let Err(error) = bridge.send(to, &bytes).await {
                     tracing::debug!(%to, %error, "Cannot answer a VM; it will ask again");
                 }
             }
@@ -65,9 +69,15 @@ impl EventLoop {
             }
             Output::Frame { peer, bytes } => self.peers.send(&peer, bytes),
             Output::Join(membership) => self.join(&membership),
-            Output::Leave(key) => self.memberships.leave(&key),
+            Output::Leave(key) => {
+                if let Some(bridge) = self.bridges.of(key.bridge) {
+                    bridge.leave(&key);
+                }
+            }
             Output::Prune(key) => {
-                if let Err(error) = self.memberships.prune(&key) {
+                if let Some(bridge) = self.bridges.of(key.bridge)
+                    && let Err(error) = bridge.prune(&key)
+                {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         "Cannot prune; the stream goes on until the querier asks again"
@@ -113,7 +123,11 @@ impl EventLoop {
                 }
             }
             Output::Gate(command) => self.gates.perform(command),
-            Output::Address(command) => self.link_addresses.perform(&command),
+            Output::Address(number, command) => {
+                if let Some(bridge) = self.bridges.of(number) {
+                    bridge.handle_address(&command);
+                }
+            }
             Output::Forward(command) => self.forward(&command),
             Output::Translate(command) => self.translate(command),
             Output::StartMigration {
@@ -153,7 +167,9 @@ impl EventLoop {
                 Ok(())
             }
             ForwardCommand::Expect(leave) => {
-                let value = self.leaving(&leave);
+                let Some(value) = self.leaving(&leave) else {
+                    return;
+                };
                 let key = forward_key(leave.address);
                 self.datapath.forward_set(&key, &value)
             }
@@ -162,10 +178,13 @@ impl EventLoop {
                 until,
                 unread_until,
             } => {
+                let Some(value) = self.leaving(&leave) else {
+                    return;
+                };
                 let value = Forward {
                     until_ns: until.0,
                     unread_until_ns: unread_until.0,
-                    ..self.leaving(&leave)
+                    ..value
                 };
                 let key = forward_key(leave.address);
                 self.datapath.forward_set(&key, &value)
@@ -176,7 +195,11 @@ impl EventLoop {
                 .map(|removed| self.forwarded(address, removed)),
             ForwardCommand::Read => self.datapath.forwards().map(|forwards| {
                 for (key, value) in forwards {
-                    self.forwarded(key.address.into(), Some(value));
+                    let address = LinkAddress {
+                        bridge: key.bridge,
+                        address: key.address.into(),
+                    };
+                    self.forwarded(address, Some(value));
                 }
             }),
         };
@@ -189,19 +212,22 @@ impl EventLoop {
         }
     }
 
-    fn leaving(&self, leave: &Leave) -> Forward {
-        let (from, destination) = (leave.address.octets(), leave.to.octets());
-        Forward {
+    /// Returns the entry of `FORWARDS` before the VM stops; `None` if the bridge is gone.
+    fn leaving(&mut self, leave: &Leave) -> Option<Forward> {
+        let LinkAddress { bridge, address } = leave.address;
+        let (from, destination) = (address.octets(), leave.to.octets());
+        Some(Forward {
             destination,
             difference: common::forward::difference(&from, &destination),
-            bridge: self.links.bridge_ifindex(),
+            bridge: self.bridges.of(bridge)?.ifindex(),
             ifindex: leave.ifindex,
             domain_uuid: leave.uuid.0,
             ..Forward::default()
-        }
+        })
     }
 
-    fn forwarded(&mut self, address: Ipv6Addr, value: Option<Forward>) {
+    fn forwarded(&mut self, address: LinkAddress, value: Option<Forward>) {
+        let LinkAddress { bridge, address } = address;
         // For an address that the VM still has, nothing was forwarded.
         if let Some(value) = value.filter(|value| value.until_ns != 0) {
             let event = AddressEvent::Forwarded {
@@ -210,7 +236,7 @@ impl EventLoop {
                 bytes: value.bytes,
                 dropped: value.dropped,
             };
-            self.proto.handle_address(now(), event);
+            self.proto.handle_address(now(), bridge, event);
         }
     }
 
@@ -224,7 +250,7 @@ impl EventLoop {
                 until,
                 uuid,
             } => {
-                let (from, source) = (address.octets(), to.octets());
+                let (from, source) = (address.address.octets(), to.octets());
                 let value = Translation {
                     until_ns: until.0,
                     source,
@@ -267,30 +293,30 @@ impl EventLoop {
             bytes: value.bytes,
             dropped: value.dropped,
         };
-        self.proto.handle_address(now(), event);
+        self.proto.handle_address(now(), key.bridge, event);
     }
 
     fn join(&mut self, membership: &Membership) {
-        let vlan = membership.key.vlan;
-        let bridge = &self.config.agent.bridge;
-        if vlan != 0
-            && let Ok(ifindex) = nix::net::if_::if_nametoindex(format!("{bridge}.{vlan}").as_str())
+        if let Some(bridge) = self.bridges.of(membership.key.bridge)
+            && let Err(error) = bridge.join(membership)
         {
-            self.memberships.set_vlan_interface(vlan, ifindex);
-        }
-        if let Err(error) = self.memberships.join(membership) {
             self.failed(membership.key, &error);
         }
     }
 
     fn perform_batch(&mut self, batch: Batch) -> Result<(), RuntimeError> {
-        if !batch.add.is_empty() {
+        if let Some(number) = batch
+            .add
+            .first()
+            .map(|(_, membership)| membership.key.bridge)
+            && let Some(bridge) = self.bridges.of(number)
+        {
             let entries: Vec<_> = batch
                 .add
                 .iter()
                 .map(|(ifindex, membership)| (*ifindex, membership))
                 .collect();
-            match self.mdb.add(&entries) {
+            match bridge.mdb_add(&entries) {
                 Ok(outcomes) => {
                     for ((_, membership), outcome) in batch.add.iter().zip(outcomes) {
                         if let Err(error) = outcome {
@@ -305,8 +331,9 @@ impl EventLoop {
                 }
             }
         }
-        if !batch.delete.is_empty()
-            && let Err(error) = self.mdb.delete(&batch.delete)
+        if let Some(number) = batch.delete.first().map(|entry| entry.key.bridge)
+            && let Some(bridge) = self.bridges.of(number)
+            && let Err(error) = bridge.mdb_delete(&batch.delete)
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -373,24 +400,25 @@ impl EventLoop {
     }
 }
 
-fn translation_key(ifindex: u32, address: Ipv6Addr) -> TranslationKey {
+fn translation_key(ifindex: u32, address: LinkAddress) -> TranslationKey {
     TranslationKey {
-        address: address.octets(),
+        address: address.address.octets(),
         ifindex,
         vlan: 0,
-        pad: 0,
+        bridge: address.bridge,
     }
 }
 
-fn forward_key(address: Ipv6Addr) -> ForwardKey {
+fn forward_key(address: LinkAddress) -> ForwardKey {
     ForwardKey {
-        address: address.octets(),
+        address: address.address.octets(),
         vlan: 0,
-        pad: 0,
+        bridge: address.bridge,
     }
 }
 
-/// Neighbouring outputs of one kind, which the kernel takes together.
+/// Neighbouring outputs of one kind, which the kernel takes together. MDB entries of a batch belong
+/// to one bridge.
 #[derive(Default)]
 struct Batch {
     add: Vec<(u32, Membership)>,
@@ -399,12 +427,21 @@ struct Batch {
 }
 
 impl Batch {
-    /// Returns true if the batch is empty or holds outputs of the same kind. A batch holds only one
-    /// kind, so the outputs keep their order.
+    /// Returns true if the batch is empty or holds outputs of the same kind and bridge. A batch
+    /// holds only one kind, so the outputs keep their order.
     fn takes(&self, output: &Output) -> bool {
         match output {
-            Output::MdbAdd { .. } => self.delete.is_empty() && self.expire.is_empty(),
-            Output::MdbDelete(_) => self.add.is_empty() && self.expire.is_empty(),
+            Output::MdbAdd { membership, .. } => {
+                let number = membership.key.bridge;
+                let first = self.add.first();
+                let is_same = first.is_none_or(|(_, first)| first.key.bridge == number);
+                is_same && self.delete.is_empty() && self.expire.is_empty()
+            }
+            Output::MdbDelete(entry) => {
+                let first = self.delete.first();
+                let is_same = first.is_none_or(|first| first.key.bridge == entry.key.bridge);
+                is_same && self.add.is_empty() && self.expire.is_empty()
+            }
             Output::ExpireListener { .. } => self.add.is_empty() && self.delete.is_empty(),
             _ => false,
         }

@@ -1,17 +1,17 @@
 //! Builds the parts of the agent from its configuration.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::io;
 use std::net::Ipv6Addr;
 use std::path::Path;
-use std::sync::Arc;
 
+use common::maps::BridgeNumber;
 use common::signal::{self, Register};
 use linux::random;
 use tokio::sync::mpsc;
 
 use super::RuntimeError;
+use super::bridge::{Bridge, Bridges};
 use super::event_loop::EventLoop;
 use super::gates::Gates;
 use super::hooks::Hooks;
@@ -20,22 +20,17 @@ use crate::clock::now;
 use crate::config::{Config, Peer, Sdp};
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
-use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
+use crate::datapath::{self, BridgeLink, Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
 use crate::hypervisor::{copy_tls, trust};
 use crate::job::Job;
 use crate::net::addresses::addresses;
-use crate::net::link_addresses::LinkAddresses;
-use crate::net::links::{Links, PortRules};
-use crate::net::mdb::Mdb;
-use crate::net::membership::Memberships;
+use crate::net::links;
 use crate::net::neighbour::Neighbours;
 use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig};
 use crate::net::relays::{Discovery, Source};
-use crate::net::snooping;
 use crate::net::tls::{Tls, TlsFiles};
-use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
 use crate::role::Role;
 use crate::runtime::endpoint;
@@ -52,46 +47,27 @@ const DATAGRAMS_PER_SECOND: u32 = 50;
 
 /// Starts every part. The protocol has received no event yet.
 pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
-    let bridge = config.agent.bridge.as_str();
-    let links = Links::watch(PortRules {
-        bridge: bridge.to_owned(),
-        uplinks: config
-            .agent
-            .uplinks
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        vm_ports: Vec::new(),
-    })?;
-    let mdb = Mdb::open(bridge)?;
-    for advice in mdb.snooping().advice(bridge) {
-        tracing::warn!(bridge, "{advice}");
-    }
-    let groups = config.limits.map_listeners;
-    if mdb.snooping().hash_max < groups
-        && let Err(error) = snooping::set_hash_max(links.bridge_ifindex(), groups)
-    {
-        tracing::warn!(
-            bridge,
-            error = &error as &dyn Error,
-            "VMs that listen to many addresses may make the bridge flood all multicast"
-        );
-    }
+    let name = config.agent.bridge.as_str();
+    let datapath = Datapath::load(&datapath_config(config, links::bridge(name)?.ifindex))?;
+    let number = datapath.bridge();
+    let uplinks = config.agent.uplinks.iter().map(ToString::to_string);
+    let bridge = Bridge::open(number, name, uplinks.collect(), config.limits.map_listeners)?;
     let (address, prefix_length) = own_address(config)?;
-    let datapath = Datapath::load(&datapath_config(config))?;
     let events = datapath.events()?;
     let tracing = Tracing::start(&datapath);
     let gates = Gates::start(&datapath, &config.handover, tracing.replays())?;
     let hooks = Hooks::watch(&datapath, port_limits(config)).map_err(netlink_refused)?;
-    let name = config.agent.name.as_str();
-    let tls = Tls::load(&TlsFiles::from(&config.tls), name, Role::Agent)?;
+    let tls = Tls::load(
+        &TlsFiles::from(&config.tls),
+        config.agent.name.as_str(),
+        Role::Agent,
+    )?;
     for advice in trust::advice(Path::new("/"), &config.tls.ca) {
         tracing::warn!("{advice}");
     }
     let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(config, address), tls, peer_sender)?;
     let discovery = Discovery::start(sources(config));
-    let vm_socket = Arc::new(VmSocket::open(bridge)?);
     let (hypervisor_sender, hypervisor_events) = mpsc::unbounded_channel();
     let hypervisor = Libvirt::start(libvirt_config(config)?, hypervisor_sender)?;
     let (control_sender, control) = mpsc::channel(CONTROL_REQUESTS);
@@ -105,23 +81,22 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         );
     }
     tracing::info!(
-        agent = name,
-        bridge,
+        agent = config.agent.name.as_str(),
+        bridge = name,
         %address,
         prefix_length,
         hook = datapath.hook().as_str(),
         "Started"
     );
     let neighbours = Neighbours::open().map_err(netlink_refused)?;
-    let mut proto = Agent::new(proto_config(config, address, prefix_length), seed);
+    let mut proto = Agent::new(proto_config(config, address, prefix_length, number), seed);
     proto.handle_copy_tls(now(), copy_tls::find(Path::new("/")));
     proto.handle_pinned(now(), datapath.managed()?, datapath.relay_flows()?);
     proto.handle_forwards(now(), datapath.forwards()?);
     proto.handle_translations(now(), datapath.translations()?);
     Ok(EventLoop {
         proto,
-        memberships: Memberships::new(links.bridge_ifindex()),
-        link_addresses: LinkAddresses::open(bridge, links.bridge_ifindex())?,
+        bridges: Bridges::new([(number, bridge)]),
         neighbours,
         peer_states: config
             .peers
@@ -140,9 +115,6 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         events,
         gates,
         hooks,
-        links,
-        mdb,
-        vm_socket,
         peers,
         peer_events,
         registrar: registrar(config, address),
@@ -154,7 +126,6 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         commands: BTreeMap::new(),
         next_command: 1,
         tracing,
-        ports_known: false,
         maps_known: false,
         adopted: false,
     })
@@ -193,9 +164,13 @@ fn own_address(config: &Config) -> Result<(Ipv6Addr, u8), RuntimeError> {
     })
 }
 
-fn datapath_config(config: &Config) -> DatapathConfig {
+fn datapath_config(config: &Config, bridge_ifindex: u32) -> DatapathConfig {
     DatapathConfig {
         pin_root: config.agent.pin_root.clone(),
+        bridge: Some(BridgeLink {
+            ifindex: bridge_ifindex,
+            name: config.agent.bridge.to_string(),
+        }),
         hook: None,
         uplink_hook: config.agent.uplink_hook,
         capacities: Capacities {
@@ -296,7 +271,12 @@ fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
     })
 }
 
-fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentConfig {
+fn proto_config(
+    config: &Config,
+    address: Ipv6Addr,
+    prefix_length: u8,
+    bridge: BridgeNumber,
+) -> AgentConfig {
     let defaults = proto::Limits::default();
     let listeners = usize::try_from(config.limits.listeners).unwrap_or(usize::MAX);
     AgentConfig {
@@ -312,6 +292,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             .collect(),
         address,
         prefix_length,
+        bridge,
         policy: config.policy.clone(),
         limits: proto::Limits {
             // A domain has several NICs, and the limit holds for each NIC.

@@ -178,7 +178,8 @@ impl EventLoop {
     fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
         let proto = self.proto.view().counters();
         let signalling = [
-            ("datagrams_dropped", self.vm_socket.dropped()),
+            ("datagrams_dropped", self.bridges.dropped_datagrams()),
+            ("bridges_unknown", self.bridges.unknown()),
             ("datagrams_unknown_port", proto.unknown_port_datagrams),
             ("datagrams_unhoused", proto.datagrams_without_domain),
             ("datagrams_off_link", proto.off_link_datagrams),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use common::counter::Counter;
-use common::maps::ManagedKey;
+use common::maps::{ManagedKey, NO_BRIDGE};
 use common::signal::{self, AddressRange, Register};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -134,7 +134,7 @@ fn adopted(datapath: &Datapath, interfaces: &mut [Interface]) -> Result<Adopted,
             .into_iter()
             .map(|address| ManagedKey {
                 vlan: 0,
-                pad: 0,
+                bridge: NO_BRIDGE,
                 multicast_address: address.octets(),
             })
             .collect(),

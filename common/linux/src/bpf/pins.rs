@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/          locked by the process that has the pins
-//!   v8/          one layout: maps, and links named PROGRAM-IFINDEX
+//!   v9/          one layout: maps, and links named PROGRAM-IFINDEX
 //! ```
 //!
 //! Pins of another layout are removed: this process would misread their state, and their programs

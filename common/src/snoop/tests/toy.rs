@@ -11,6 +11,7 @@
 
 use std::vec::Vec;
 
+use super::BRIDGE;
 use crate::counter::Counter;
 use crate::event::Change;
 use crate::maps::{Address, FilterMode};
@@ -111,6 +112,7 @@ impl Port {
             at_ns,
             ifindex: 7,
             vlan: 0,
+            bridge: BRIDGE,
             guest_mac: [2, 0, 0, 0, 0, 1],
             by_agent: false,
         };

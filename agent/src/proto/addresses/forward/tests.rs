@@ -9,7 +9,7 @@ use common::signal::{Code, Reason};
 use super::*;
 use crate::proto::handover::UnreadReport;
 use crate::proto::record::ClaimOutcome;
-use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
+use crate::proto::tests::fixture::{BRIDGE, Bench, MAC, OTHER_MAC, TAP, UUID, on_link};
 use crate::proto::{AddressEvent, GateEvent, HypervisorEvent, JobStats, Output, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ fn heard(bench: &mut Bench, said: Said, by: Mac) -> Vec<Output> {
         said,
         by,
     };
-    bench.agent.handle_address(bench.now, event);
+    bench.agent.handle_address(bench.now, BRIDGE, event);
     bench.outputs()
 }
 
@@ -125,7 +125,7 @@ fn sets(outputs: &[Output]) -> Vec<(Ipv6Addr, Ipv6Addr, Timestamp)> {
                 ..leave()
             };
             assert_eq!(*left, known);
-            Some((left.address, left.to, *until))
+            Some((left.address.address, left.to, *until))
         }
         _ => None,
     };
@@ -134,7 +134,7 @@ fn sets(outputs: &[Output]) -> Vec<(Ipv6Addr, Ipv6Addr, Timestamp)> {
 
 fn leave() -> Leave {
     Leave {
-        address: old(),
+        address: on_link(old()),
         to: new(),
         ifindex: TAP,
         uuid: UUID,
@@ -151,7 +151,10 @@ fn expects(outputs: &[Output]) -> Vec<Leave> {
 
 fn removed(outputs: &[Output]) -> Vec<Ipv6Addr> {
     let remove = |output: &Output| match output {
-        Output::Forward(ForwardCommand::Remove { address }) => Some(*address),
+        Output::Forward(ForwardCommand::Remove { address }) => {
+            assert_eq!(address.bridge, BRIDGE);
+            Some(address.address)
+        }
         _ => None,
     };
     outputs.iter().filter_map(remove).collect()
@@ -191,8 +194,8 @@ fn claim_goes_to_the_destination_before_the_copy_begins_and_delays_nothing() {
     assert_eq!(body.translate, [old().octets().into()]);
     assert_eq!(body.translate_s, 30);
     for command in [
-        Output::Address(AddressCommand::Watch { address: old() }),
-        Output::Address(AddressCommand::Probe { address: old() }),
+        Output::Address(BRIDGE, AddressCommand::Watch { address: old() }),
+        Output::Address(BRIDGE, AddressCommand::Probe { address: old() }),
         Output::Forward(ForwardCommand::Resolve { to: new() }),
     ] {
         assert!(outputs.contains(&command), "{command:?}");
@@ -341,7 +344,7 @@ fn address_that_somebody_else_has_is_never_sent_on() {
 
 #[test]
 fn address_for_which_the_vm_does_not_answer_is_asked_for_and_not_sent_on() {
-    let probe = Output::Address(AddressCommand::Probe { address: old() });
+    let probe = Output::Address(BRIDGE, AddressCommand::Probe { address: old() });
     let (mut bench, outputs, _) = unanswered(ready(&[old()], 10));
     assert!(outputs.contains(&probe));
     bench.pass(S);
@@ -403,7 +406,7 @@ fn bridge_answers_for_the_vm_that_has_left_and_takes_it_back_when_the_vm_stays()
         to: Some((asker, OTHER_MAC)),
     };
     let outputs = heard(&mut bench, Said::Asks(asker), OTHER_MAC);
-    assert_eq!(outputs, [Output::Address(answer)]);
+    assert_eq!(outputs, [Output::Address(BRIDGE, answer)]);
 
     let outputs = resumed(&mut bench);
     assert_eq!(removed(&outputs), [old()]);
@@ -413,7 +416,10 @@ fn bridge_answers_for_the_vm_that_has_left_and_takes_it_back_when_the_vm_stays()
         overrides: true,
         to: None,
     };
-    assert!(outputs.contains(&Output::Address(back)), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Address(BRIDGE, back)),
+        "{outputs:?}"
+    );
     // The VM may stop again.
     assert_eq!(sets(&suspended(&mut bench)).len(), 1);
 }
@@ -430,7 +436,7 @@ fn failed_move_undoes_all_of_it() {
         address: old(),
         spoken: false,
     };
-    assert!(outputs.contains(&Output::Address(forgotten)));
+    assert!(outputs.contains(&Output::Address(BRIDGE, forgotten)));
 }
 
 #[test]
@@ -513,7 +519,7 @@ fn pinned_forwards_are_adopted_and_end_by_themselves_or_when_the_vm_turns_out_to
         let key = ForwardKey {
             address: old().octets(),
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
         };
         let value = Forward {
             until_ns: (bench.now + 5 * S).0,
@@ -534,7 +540,7 @@ fn pinned_forwards_are_adopted_and_end_by_themselves_or_when_the_vm_turns_out_to
         let outputs = bench.outputs();
         assert_eq!(removed(&outputs), [Ipv6Addr::from([9; 16])]);
         let replace = AddressCommand::Replace { address: old() };
-        assert!(outputs.contains(&Output::Address(replace)));
+        assert!(outputs.contains(&Output::Address(BRIDGE, replace)));
         if stays {
             bench.house();
         } else {

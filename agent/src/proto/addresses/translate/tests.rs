@@ -5,7 +5,7 @@ use common::signal::{MigrationProgress, Phase};
 
 use super::*;
 use crate::proto::arrival::tests::request;
-use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, UUID};
+use crate::proto::tests::fixture::{BRIDGE, Bench, MAC, OTHER_MAC, UUID, on_link};
 use crate::proto::{
     AddressEvent, Dispute, Domain, DomainInterface, HypervisorEvent, Output, PeerEvent, Port,
     PortEvent, Said,
@@ -54,6 +54,7 @@ fn port(bench: &mut Bench, ifindex: u32, mac: [u8; 6]) {
     let [_, rest @ ..] = mac;
     let [b, c, d, e, f] = rest;
     let port = Port {
+        bridge: BRIDGE,
         ifindex,
         name: format!("vnet{ifindex}"),
         mac: [0xfe, b, c, d, e, f],
@@ -92,7 +93,7 @@ fn commands(bench: &mut Bench) -> Vec<TranslateCommand> {
 fn set(until: Timestamp) -> TranslateCommand {
     TranslateCommand::Set {
         ifindex: OLD_TAP,
-        address: old(),
+        address: on_link(old()),
         to: new(),
         until,
         uuid: UUID,
@@ -102,7 +103,7 @@ fn set(until: Timestamp) -> TranslateCommand {
 fn removed(address: Ipv6Addr) -> TranslateCommand {
     TranslateCommand::Remove {
         ifindex: OLD_TAP,
-        address,
+        address: on_link(address),
     }
 }
 
@@ -191,7 +192,7 @@ fn end_of_the_claim_or_of_the_tap_or_the_vm_ends_it() {
         by: [2, 0, 0, 0, 0, 5],
     };
     let ends: [&dyn Fn(&mut Bench); 3] = [
-        &|bench| bench.agent.handle_address(bench.now, taken.clone()),
+        &|bench| bench.agent.handle_address(bench.now, BRIDGE, taken.clone()),
         &|bench| bench.unplug(OLD_TAP),
         &|bench| {
             runs(bench);
@@ -219,6 +220,7 @@ fn what_was_counted_is_in_the_record_of_the_arrival() {
     ports(&mut bench);
     bench.agent.handle_address(
         bench.now,
+        BRIDGE,
         AddressEvent::Translated {
             ifindex: OLD_TAP,
             address: old(),
@@ -246,7 +248,7 @@ fn pinned_translations_are_adopted_and_end_by_themselves_or_with_their_vm() {
             address: old().octets(),
             ifindex: OLD_TAP,
             vlan: 0,
-            pad: 0,
+            bridge: BRIDGE,
         };
         let value = Translation {
             until_ns: (bench.now + 5 * S).0,

@@ -4,7 +4,7 @@ use common::signal::{AgentRequest, MigrationAbort, MigrationProgress, PeerMessag
 
 use super::*;
 use crate::proto::arrival::tests::{answers, request};
-use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
+use crate::proto::tests::fixture::{BRIDGE, Bench, MAC, OTHER_MAC, TAP, UUID, on_link};
 use crate::proto::{AddressEvent, Command, Dispute, Output, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ fn unique() -> Bench {
 
 fn commands(outputs: &[Output]) -> Vec<AddressCommand> {
     let command = |output: &Output| match output {
-        Output::Address(command) => Some(command.clone()),
+        Output::Address(_, command) => Some(command.clone()),
         _ => None,
     };
     outputs.iter().filter_map(command).collect()
@@ -85,19 +85,21 @@ fn heard(bench: &mut Bench, said: Said, by: Mac) -> Vec<Output> {
         said,
         by,
     };
-    bench.agent.handle_address(bench.now, event);
+    bench.agent.handle_address(bench.now, BRIDGE, event);
     bench.outputs()
 }
 
 fn holder_of(bench: &mut Bench, uuid: DomainUuid) -> Option<Holder> {
     let machines = &mut bench.agent.machines;
     let (cx, addresses) = (&machines.cx, &mut machines.addresses);
-    machines.arrivals.holder_of(cx, addresses, moa(), uuid)
+    machines
+        .arrivals
+        .holder_of(cx, addresses, on_link(moa()), uuid)
 }
 
 fn spoke(bench: &mut Bench) -> Vec<Output> {
     let event = AddressEvent::Spoke { address: moa() };
-    bench.agent.handle_address(bench.now, event);
+    bench.agent.handle_address(bench.now, BRIDGE, event);
     bench.outputs()
 }
 
@@ -384,7 +386,7 @@ fn address_that_another_vm_claims_is_refused_at_once() {
 fn address_of_this_host_that_the_config_does_not_name_is_refused() {
     let (mut bench, _) = claimed();
     let event = AddressEvent::Own { address: moa() };
-    bench.agent.handle_address(bench.now, event);
+    bench.agent.handle_address(bench.now, BRIDGE, event);
     assert_eq!(replies(&bench.outputs()).len(), 1);
 }
 

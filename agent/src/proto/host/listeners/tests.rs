@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::maps::{FilterMode, Managed, ManagedKey, Origins, Querier, QuerierKey, SourceKey};
 
-use crate::proto::tests::fixture::{Bench, TAP, key, listener, listener_key};
+use crate::proto::tests::fixture::{BRIDGE, Bench, TAP, key, listener, listener_key};
 use crate::proto::{DatapathEvent, MdbEntry, Output};
 
 const S: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ fn querier(interval_ms: u32, response_ms: u32, robustness: u8) -> (QuerierKey, Q
     let key = QuerierKey {
         ifindex: 2,
         vlan: 0,
-        pad: 0,
+        bridge: BRIDGE,
     };
     let value = Querier {
         last_query_ns: 0,
@@ -163,7 +163,7 @@ fn link_local_addresses_are_shown_but_never_watched() {
     let mut bench = Bench::housing();
     let mdns = ManagedKey {
         vlan: 0,
-        pad: 0,
+        bridge: BRIDGE,
         multicast_address: "ff02::fb".parse::<std::net::Ipv6Addr>().unwrap().octets(),
     };
     bench.report(TAP, mdns, FilterMode::Exclude);

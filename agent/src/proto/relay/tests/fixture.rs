@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::maps::{
-    FilterMode, ManagedKey, Origin, RelayStream, StreamKey, StreamUsage, Subscriber, SubscriberKey,
+    FilterMode, ManagedKey, NO_BRIDGE, Origin, RelayStream, StreamKey, StreamUsage, Subscriber,
+    SubscriberKey,
 };
 use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral};
 use common::signal::{KnownFlow, PeerMessage, Reason, RelayRelease, RelayRequest, RelayResponse};
@@ -45,7 +46,7 @@ pub(super) fn stream(group: Ipv6Addr, source: Ipv6Addr, port: u16) -> StreamKey 
         source_port: port,
         destination_port: 5004,
         vlan: 0,
-        pad: 0,
+        bridge: NO_BRIDGE,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::maps::FilterMode;
+use common::maps::{FilterMode, NO_BRIDGE};
 use common::relay::{FIRST_PORT, FIRST_RELAY_PORT};
 use proptest::prelude::*;
 
@@ -113,7 +113,7 @@ proptest! {
         let mut taken = std::collections::BTreeSet::new();
         for (source, source_port, destination_port) in flows {
             let stream = common::maps::StreamKey {
-                multicast_address: group, source, source_port, destination_port, vlan: 0, pad: 0,
+                multicast_address: group, source, source_port, destination_port, vlan: 0, bridge: NO_BRIDGE,
             };
             let ports = table.take(&stream, &relay, &agent).expect("16,384 pairs are enough");
             prop_assert!(ports.agent >= FIRST_PORT && ports.relay >= FIRST_RELAY_PORT);
