@@ -140,14 +140,17 @@ impl Program {
 }
 
 /// How a name can mean a test, the closest way first: the test or a module above it, by the whole
-/// path or its end; a part of the path.
+/// path or its end; a part of the path that begins with a word.
 const MATCHES: [fn(&str, &str) -> bool; 3] = [
     |test, name| test == name || is_within(test, name),
     |test, name| {
         let mut ends = test.match_indices("::").map(|(at, _)| &test[at + 2..]);
         ends.any(|end| end == name || is_within(end, name))
     },
-    |test, name| test.contains(name),
+    |test, name| {
+        let mut places = test.match_indices(name).map(|(at, _)| &test[..at]);
+        places.any(|before| before.is_empty() || before.ends_with(['_', ':']))
+    },
 ];
 
 fn is_within(test: &str, module: &str) -> bool {
