@@ -11,6 +11,7 @@ pub mod node;
 use std::fs;
 use std::net::{SocketAddrV6, TcpStream};
 use std::ops::Deref;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -89,19 +90,28 @@ impl Vms {
             .then_some(pid)
     }
 
-    /// Returns the process id of a domain's QEMU.
+    /// Returns the process id of a domain's QEMU on this host.
     ///
     /// # Errors
     ///
-    /// When libvirtd has started no QEMU for the domain.
+    /// When no QEMU of the domain runs here.
     pub fn qemu(&self, domain: &str) -> Result<Pid> {
-        let path = self
-            .directory()
-            .join(format!("run/libvirt/qemu/{domain}.pid"));
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("{domain} has no QEMU on {}", self.name()))?;
-        let pid = text.trim().parse();
-        let pid = pid.with_context(|| format!("{} has no process id", path.display()))?;
+        let own = fs::metadata(Path::new("/run/netns").join(self.namespace()))
+            .with_context(|| format!("{} has no namespace", self.name()))?;
+        let argument = format!("guest={domain},");
+        let is_it = |process: &Path| {
+            let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+            let is_here =
+                fs::metadata(process.join("ns/net")).is_ok_and(|it| it.ino() == own.ino());
+            is_here && memchr::memmem::find(&arguments, argument.as_bytes()).is_some()
+        };
+        let processes = fs::read_dir("/proc").context("Failed to read /proc")?;
+        let found = processes
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|process| is_it(process));
+        let found = found.and_then(|process| process.file_name()?.to_str()?.parse().ok());
+        let pid = found.with_context(|| format!("{domain} has no QEMU on {}", self.name()))?;
         Ok(Pid::from_raw(pid))
     }
 

@@ -2,15 +2,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`relay`](mod@relay) | from a sender to the TAPs of one host, by every path |
-//! | [`replicate`](mod@replicate) | from a sender through a relay to its subscribers |
-//! | [`ways`] | the paths to the TAPs: set-up and removal |
-//! | [`world`] | namespaces, links, addresses |
-//! | [`taps`] | the reader of the TAPs, which counts and checks frames |
-//! | [`sender`] | senders at a fixed rate or as fast as possible |
-//! | [`forward`] | userspace relays, for comparison |
-//! | [`mmsg`] | `sendmmsg(2)` and `recvmmsg(2)` |
-//! | [`cpu`] | CPU time of all work for a packet |
+//! | `relay` | from a sender to the TAPs of one host, by every path |
+//! | `replicate` | from a sender through a relay to its subscribers |
+//! | `ways` | the paths to the TAPs: set-up and removal |
+//! | `world` | namespaces, links, addresses |
+//! | `taps` | the reader of the TAPs, which counts and checks frames |
+//! | `sender` | senders at a fixed rate or as fast as possible |
+//! | `forward` | userspace relays, for comparison |
+//! | `mmsg` | `sendmmsg(2)` and `recvmmsg(2)` |
+//! | `cpu` | CPU time of all work for a packet |
 //!
 //! All namespaces are unnamed, so they disappear with the process, however the process ends.
 

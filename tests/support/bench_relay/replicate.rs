@@ -5,7 +5,7 @@
 //!   stream  eth0 --- veth --- eth0    routes    eth1 --- veth --- eth0  counts, drops
 //! ```
 //!
-//! Rounds and loads are the same as on the [path to the TAPs](super::relay).
+//! Rounds and loads are the same as on the [path to the TAPs](mod@super::relay).
 //!
 //! The MAC addresses of the subscribers are not the sink's, so the sink's stack drops the copies at
 //! once. The relay has joined the multicast address with every method, like a real relay. The
