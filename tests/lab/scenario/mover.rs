@@ -119,8 +119,10 @@ impl Journey<'_> {
             let new = log.get(earlier..)?;
             new.lines().any(|line| line == phase).then_some(())
         };
-        wait::until("the copy to start", MOVE, || is_in("copying"))?;
-        let qemu = to.qemu(self.domain)?;
+        // The agent is in the phase `copying` before libvirt has started the other QEMU.
+        let qemu = wait::until("QEMU at the destination", MOVE, || {
+            to.qemu(self.domain).ok()
+        })?;
         let frozen = if machine::inside() {
             FROZEN_INSIDE
         } else {
