@@ -72,11 +72,6 @@ pub(super) fn choose(
         .ok_or(DatapathError::NoBridgeNumber)
 }
 
-/// Returns the number of relays, which have no bridge.
-pub(super) fn none() -> &'static BridgeNumber {
-    &NO_BRIDGE
-}
-
 /// Takes over the map.
 pub(super) fn table(map: Option<Map>) -> Result<Table<BridgeNumber, maps::Bridge>, DatapathError> {
     Table::new(BRIDGES, map)
@@ -148,21 +143,12 @@ impl Datapath {
                 removed += 1;
             }
         }
-        for (key, _) in inner.streams.entries()? {
-            if key.bridge == number {
-                removed += usize::from(inner.streams.remove(&key)?);
-            }
-        }
-        for (key, _) in self.queriers()? {
-            if key.bridge == number {
-                removed += usize::from(inner.queriers.remove(&key)?);
-            }
-        }
-        for (key, _) in inner.delivered.entries()? {
-            if key.stream.bridge == number && inner.delivered.remove(&key)? {
-                self.count_forgotten(key.ifindex, 1)?;
-                removed += 1;
-            }
+        removed += inner.streams.remove_if(|key| key.bridge == number)?.len();
+        removed += inner.queriers.remove_if(|key| key.bridge == number)?.len();
+        let delivered = &inner.delivered;
+        for (key, _) in delivered.remove_if(|key| key.stream.bridge == number)? {
+            self.count_forgotten(key.ifindex, 1)?;
+            removed += 1;
         }
         for (key, flow) in self.relay_flows()? {
             if flow.stream.bridge == number {

@@ -122,8 +122,9 @@ const MAPS: [&str; 24] = [
     "EVENTS",
 ];
 
-/// Returns the loader of objects, for the programs of a bridge. Its construction reads the BTF of the whole kernel, which takes a
-/// tenth of a second, so all objects share one loader. The programs do not need the BTF.
+/// Returns the loader of objects, for the programs of a bridge. Its construction reads the BTF of
+/// the whole kernel, which takes a tenth of a second, so all objects share one loader. The programs
+/// do not need the BTF.
 pub(super) fn loader(bridge: &'static BridgeNumber) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);

@@ -418,13 +418,8 @@ impl Datapath {
         &self,
         gone: impl Fn(u32) -> bool,
     ) -> Result<usize, DatapathError> {
-        let mut forgotten = 0;
-        for (key, _) in self.inner.delivered.entries()? {
-            if gone(key.ifindex) && self.inner.delivered.remove(&key)? {
-                forgotten += 1;
-            }
-        }
-        Ok(forgotten)
+        let delivered = &self.inner.delivered;
+        Ok(delivered.remove_if(|key| gone(key.ifindex))?.len())
     }
 
     /// Fails unless `gate` is attached to the port. Otherwise no frame would be held, and nothing

@@ -66,8 +66,8 @@ use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::maps::{
     Bridge, BridgeNumber, Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey,
-    Port, PortKey, PortUsage, Querier, QuerierKey, RelayStream, Source, SourceKey, StreamKey,
-    StreamUsage, Subscriber, SubscriberKey, SubscriberUsage,
+    NO_BRIDGE, Port, PortKey, PortUsage, Querier, QuerierKey, RelayStream, Source, SourceKey,
+    StreamKey, StreamUsage, Subscriber, SubscriberKey, SubscriberUsage,
 };
 use linux::bpf::refusal::refusal;
 
@@ -199,7 +199,7 @@ impl Datapath {
         let pins = Pins::open(&config.pin_root)?;
         let bridge = match &config.bridge {
             Some(bridge) => bridges::choose(&pins, bridge)?,
-            None => bridges::none(),
+            None => &NO_BRIDGE,
         };
         let mut loader = capacity::loader(bridge);
         let mut ebpf = load_maps(&mut loader, &pins, &config.capacities, object::HOST)?;

@@ -36,11 +36,7 @@ impl RelayFlows {
         for (key, entry) in flows.entries()? {
             *counts.entry(relay(&key, &entry.flow)).or_default() += 1;
         }
-        for (key, _) in relays.entries()? {
-            if !counts.contains_key(&key) {
-                relays.remove(&key)?;
-            }
-        }
+        relays.remove_if(|key| !counts.contains_key(key))?;
         for (key, count) in &counts {
             relays.insert(key, count)?;
         }

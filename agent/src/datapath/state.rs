@@ -338,41 +338,24 @@ impl Datapath {
         self.forget_delivered_if(&gone)?;
         let ports = lock(&self.inner.ports);
         let mut known: BTreeMap<u32, bool> = BTreeMap::new();
-        for (ifindex, _) in ports.entries()? {
-            if gone(ifindex) {
-                ports.remove(&ifindex)?;
-                known.insert(ifindex, true);
-            }
+        for (ifindex, _) in ports.remove_if(|ifindex| gone(*ifindex))? {
+            known.insert(ifindex, true);
         }
-        for (ifindex, usage) in self.inner.usage.entries()? {
-            if gone(ifindex) {
-                self.inner.usage.remove(&ifindex)?;
-                known.insert(ifindex, usage.reports > 0);
-            }
+        for (ifindex, usage) in self.inner.usage.remove_if(|ifindex| gone(*ifindex))? {
+            known.insert(ifindex, usage.reports > 0);
         }
         if !known.values().any(|&reported| reported) {
             return Ok(());
         }
-        for (key, _) in self.inner.listeners.entries()? {
-            if gone(key.ifindex) {
-                self.inner.listeners.remove(&key)?;
-            }
-        }
-        for (key, _) in self.inner.sources.entries()? {
-            if gone(key.listener.ifindex) {
-                self.inner.sources.remove(&key)?;
-            }
-        }
+        let (listeners, sources) = (&self.inner.listeners, &self.inner.sources);
+        listeners.remove_if(|key| gone(key.ifindex))?;
+        sources.remove_if(|key| gone(key.listener.ifindex))?;
         Ok(())
     }
 
     pub(super) fn forget_queriers(&self, ifindex: u32) -> Result<(), DatapathError> {
-        for (key, _) in self.inner.queriers.entries()? {
-            if key.ifindex == ifindex {
-                self.inner.queriers.remove(&key)?;
-            }
-        }
-        Ok(())
+        let queriers = &self.inner.queriers;
+        queriers.remove_if(|key| key.ifindex == ifindex).map(drop)
     }
 }
 

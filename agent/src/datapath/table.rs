@@ -88,4 +88,18 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
         sys::entries(self.map.fd().as_fd()).map_err(|error| self.error(error))
     }
+
+    /// Removes the entries whose keys `gone` selects; returns the removed entries. Reads the whole map.
+    pub(super) fn remove_if(
+        &self,
+        gone: impl Fn(&K) -> bool,
+    ) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut removed = Vec::new();
+        for (key, value) in self.entries()? {
+            if gone(&key) && self.remove(&key)? {
+                removed.push((key, value));
+            }
+        }
+        Ok(removed)
+    }
 }

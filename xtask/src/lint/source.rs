@@ -30,10 +30,7 @@ impl Source {
 
     /// Returns true if the file contains only tests.
     pub(super) fn is_test(&self) -> bool {
-        let path = self.file.with_extension("");
-        path.iter()
-            .filter_map(|it| it.to_str())
-            .any(|it| it == "tests" || it.ends_with("_tests"))
+        self.file.with_extension("").iter().any(|it| it == "tests")
     }
 
     /// Returns the path of the file's module within its crate: `agent/src/net/tls.rs` is `["net",

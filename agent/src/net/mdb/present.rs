@@ -41,8 +41,8 @@ pub(super) fn dump() -> Vec<u8> {
     request.finish()
 }
 
-/// Reads one message of the answer, for the bridge with an ifindex and a number. Skips entries of mode INCLUDE: these last as long as their
-/// sources, and a VM has reported them.
+/// Reads one message of the answer, for the bridge with an ifindex and a number. Skips entries of
+/// mode INCLUDE: these last as long as their sources, and a VM has reported them.
 pub(super) fn read(
     message: &Message<'_>,
     bridge: u32,
