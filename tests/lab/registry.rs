@@ -194,9 +194,14 @@ pub(crate) fn sweep() -> Result<Vec<String>> {
 /// Returns the processes that run in a lab.
 #[must_use]
 pub fn processes(name: &str) -> Vec<LabProcess> {
-    let namespaces: Vec<(u64, String)> = netns::list(&prefix(name))
-        .into_iter()
-        .filter_map(|namespace| Some((netns::inode(&namespace)?, namespace)))
+    processes_of(&netns::list(&prefix(name)))
+}
+
+/// Returns every process in one of these network namespaces.
+pub(crate) fn processes_of(namespaces: &[String]) -> Vec<LabProcess> {
+    let namespaces: Vec<(u64, &String)> = namespaces
+        .iter()
+        .filter_map(|namespace| Some((netns::inode(namespace)?, namespace)))
         .collect();
     let mut found = Vec::new();
     for (pid, inode) in pids() {
@@ -205,7 +210,7 @@ pub fn processes(name: &str) -> Vec<LabProcess> {
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let command = command.trim_end().to_owned();
             found.push(LabProcess {
-                namespace: namespace.clone(),
+                namespace: (*namespace).clone(),
                 pid,
                 command,
             });

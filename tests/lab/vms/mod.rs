@@ -11,7 +11,6 @@ pub mod node;
 use std::fs;
 use std::net::{SocketAddrV6, TcpStream};
 use std::ops::Deref;
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::host::Host;
-use crate::wait;
+use crate::{registry, wait};
 
 /// Port of libvirtd's unencrypted remote protocol.
 pub const LIBVIRT_PORT: u16 = 16509;
@@ -96,23 +95,12 @@ impl Vms {
     ///
     /// When no QEMU of the domain runs here.
     pub fn qemu(&self, domain: &str) -> Result<Pid> {
-        let own = fs::metadata(Path::new("/run/netns").join(self.namespace()))
-            .with_context(|| format!("{} has no namespace", self.name()))?;
         let argument = format!("guest={domain},");
-        let is_it = |process: &Path| {
-            let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
-            let is_here =
-                fs::metadata(process.join("ns/net")).is_ok_and(|it| it.ino() == own.ino());
-            is_here && memchr::memmem::find(&arguments, argument.as_bytes()).is_some()
-        };
-        let processes = fs::read_dir("/proc").context("Failed to read /proc")?;
-        let found = processes
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|process| is_it(process));
-        let found = found.and_then(|process| process.file_name()?.to_str()?.parse().ok());
-        let pid = found.with_context(|| format!("{domain} has no QEMU on {}", self.name()))?;
-        Ok(Pid::from_raw(pid))
+        let found = registry::processes_of(&[self.namespace().to_owned()])
+            .into_iter()
+            .find(|process| process.command.contains(&argument));
+        let found = found.with_context(|| format!("{domain} has no QEMU on {}", self.name()))?;
+        Ok(Pid::from_raw(found.pid))
     }
 
     /// Makes libvirtd look for its hooks again (SIGHUP).
