@@ -412,6 +412,4 @@ impl Receptions {
 }
 
 #[cfg(test)]
-mod session_tests;
-#[cfg(test)]
 mod tests;

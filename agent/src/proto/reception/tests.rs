@@ -1,5 +1,7 @@
 //! Tests of an address's reception: changes of the path.
 
+mod session;
+
 use std::time::Duration;
 
 use common::maps::Origins;
@@ -10,15 +12,15 @@ use super::Mode;
 use crate::proto::tests::fixture::key;
 use crate::proto::tests::relay_world::World;
 
-pub(super) const S: Duration = Duration::from_secs(1);
-pub(super) const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
 
 /// Packets sent until a silence is handled: half a threshold, a threshold, one reading, and the relay's
 /// answer.
-pub(super) const NOTICED: usize = 165;
+const NOTICED: usize = 165;
 
 /// Returns a host that receives natively, with a listening VM.
-pub(super) fn native(relays: usize, native_ms: u64, relay_ms: u64) -> World {
+fn native(relays: usize, native_ms: u64, relay_ms: u64) -> World {
     let mut world = World::new(relays, native_ms, relay_ms);
     world.listen();
     world.run(S);
@@ -28,7 +30,7 @@ pub(super) fn native(relays: usize, native_ms: u64, relay_ms: u64) -> World {
 }
 
 /// Returns the same host after its network stopped carrying the stream.
-pub(super) fn relayed(relays: usize, native_ms: u64, relay_ms: u64) -> World {
+fn relayed(relays: usize, native_ms: u64, relay_ms: u64) -> World {
     let mut world = native(relays, native_ms, relay_ms);
     world.native = false;
     world.run(2 * S);

@@ -5,8 +5,7 @@ use std::time::Duration;
 use common::event::Change;
 use common::maps::{FilterMode, Listener};
 
-use super::tests::{MS, NOTICED, S, native, relayed};
-use super::view::Mode;
+use super::{MS, Mode, NOTICED, S, native, relayed};
 use crate::proto::DatapathEvent;
 use crate::proto::tests::fixture::{TAP, key, listener, listener_key};
 
